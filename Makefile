@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# Every target sets up what it needs first: git, make and python3 on a Debian 12 are enough to begin with.
+# Arguments pass through: make verify ARGS="--specimen naive", make test ARGS="-k nmi".
+
+BIN := .venv/bin
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup verify test test-all lint format kernel-image bench lock clean distclean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo '  Arguments: make verify ARGS="--specimen naive"'
+
+setup: ## .venv with the locked versions, and the Debian packages
+	@tools/bootstrap
+
+verify: setup ## check the entry in kernel/ at every instruction boundary
+	@$(BIN)/atomicist verify $(ARGS)
+
+test: setup ## the tests, without those that are slow or need a Linux tree
+	@$(BIN)/python -m pytest -m "not slow and not kernel" $(ARGS)
+
+test-all: setup ## all tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: setup ## style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict
+
+format: setup ## put the Python files into the one format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+kernel-image: setup ## build a Linux kernel with the entry in it
+	@tools/kernel-image $(ARGS)
+
+bench: setup ## measure
+	@$(BIN)/python bench/run.py $(ARGS)
+
+lock: setup ## write requirements.lock anew; ARGS=--upgrade for newer versions
+	@$(BIN)/python tools/lock.py $(ARGS)
+
+clean: ## remove what was built, but not .venv
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name .venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## remove .venv too
+	rm -rf .venv

@@ -1,0 +1,197 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Switching CR3, GSBASE and SPEC_CTRL between the user's, or whatever they were, and
+ * the kernel's. Where Linux decides while it boots, with alternatives, this decides
+ * when it is built.
+ */
+#ifndef _ATOMIC_IST_BARE_CALLING_H
+#define _ATOMIC_IST_BARE_CALLING_H
+
+#define __KERNEL_CS			0x10
+#define __USER_CS			0x33
+#define __USER_DS			0x2b
+#define __CPUNODE_SEG			0x7b
+
+#define MSR_SPEC_CTRL			0x48
+#define SPEC_CTRL_IBRS			1
+#define MSR_GS_BASE			0xc0000101
+
+/* The user's page table is the page after the kernel's, its PCID is 0x800 more. */
+#define CR3_USER_PGTABLE_BIT		12
+#define CR3_USER_PGTABLE		0x1000
+#define CR3_USER_PCID			0x800
+#define CR3_USER_MASK			(CR3_USER_PGTABLE | CR3_USER_PCID)
+#define CR3_KERNEL_PCID_MASK		0x7ff
+#define CR3_NOFLUSH_BIT			63
+
+#define PER_CPU_VAR(variable)		%gs:variable
+
+/* Where a handler of an event from user mode runs. */
+#define ATOMIC_IST_TOP_OF_TASK_STACK	PER_CPU_VAR(cpu_current_top_of_stack)
+
+/* Handlers for events that interrupted kernel or user mode. */
+#define ATOMIC_IST_KERNEL_HANDLER_nmi	exc_nmi
+#define ATOMIC_IST_KERNEL_HANDLER_db	exc_debug
+#define ATOMIC_IST_KERNEL_HANDLER_mc	exc_machine_check
+#define ATOMIC_IST_KERNEL_HANDLER_vc	exc_vmm_communication
+#define ATOMIC_IST_USER_HANDLER_nmi	exc_nmi
+#define ATOMIC_IST_USER_HANDLER_db	exc_debug
+#define ATOMIC_IST_USER_HANDLER_mc	exc_machine_check
+#define ATOMIC_IST_USER_HANDLER_vc	exc_vmm_communication
+
+.macro ATOMIC_IST_TO_KERNEL_CR3 cr3:req
+	andq	$~CR3_USER_MASK, \cr3
+#if ATOMIC_IST_PCID
+	btsq	$CR3_NOFLUSH_BIT, \cr3
+#endif
+	movq	\cr3, %cr3
+.endm
+
+/* From user mode: CR3 is the user's. */
+.macro ATOMIC_IST_SWITCH_TO_KERNEL_CR3 scratch:req
+#if CONFIG_PAGE_TABLE_ISOLATION
+	movq	%cr3, \scratch
+	ATOMIC_IST_TO_KERNEL_CR3 \scratch
+#endif
+.endm
+
+/*
+ * To user mode: the user's page table has a PCID of its own, whose translations are
+ * kept unless the kernel wants them flushed. Needs the kernel's GSBASE.
+ */
+.macro ATOMIC_IST_SWITCH_TO_USER_CR3 scratch:req pcid:req
+#if CONFIG_PAGE_TABLE_ISOLATION
+	movq	%cr3, \scratch
+#if ATOMIC_IST_PCID
+	movq	\scratch, \pcid
+	andq	$CR3_KERNEL_PCID_MASK, \pcid
+	btrq	\pcid, PER_CPU_VAR(user_pcid_flush_mask)
+	jc	.Lflush_\@
+	btsq	$CR3_NOFLUSH_BIT, \scratch
+.Lflush_\@:
+	orq	$CR3_USER_MASK, \scratch
+#else
+	orq	$CR3_USER_PGTABLE, \scratch
+#endif
+	movq	\scratch, %cr3
+#endif
+.endm
+
+/* From kernel mode: CR3 may be either, on the way from or to user mode. */
+.macro ATOMIC_IST_SAVE_AND_SWITCH_TO_KERNEL_CR3 scratch:req save:req
+#if CONFIG_PAGE_TABLE_ISOLATION
+	movq	%cr3, \save
+	btq	$CR3_USER_PGTABLE_BIT, \save
+	jnc	.Lkernel_cr3_\@
+	movq	\save, \scratch
+	ATOMIC_IST_TO_KERNEL_CR3 \scratch
+.Lkernel_cr3_\@:
+#endif
+.endm
+
+/* To kernel mode: what was not changed need not be restored. Needs kernel GSBASE. */
+.macro ATOMIC_IST_RESTORE_CR3 scratch:req save:req
+#if CONFIG_PAGE_TABLE_ISOLATION
+	btq	$CR3_USER_PGTABLE_BIT, \save
+	jnc	.Lkernel_cr3_\@
+#if ATOMIC_IST_PCID
+	movq	\save, \scratch
+	andq	$CR3_KERNEL_PCID_MASK, \scratch
+	btrq	\scratch, PER_CPU_VAR(user_pcid_flush_mask)
+	jc	.Lflush_\@
+	btsq	$CR3_NOFLUSH_BIT, \save
+.Lflush_\@:
+#endif
+	movq	\save, %cr3
+.Lkernel_cr3_\@:
+#endif
+.endm
+
+/* From user mode: GSBASE is the user's, and a guess that it is not must not be used. */
+.macro ATOMIC_IST_SWAPGS_FROM_USER
+	swapgs
+	lfence
+.endm
+
+/*
+ * From kernel mode: GSBASE may be either. With FSGSBASE the user chooses any value,
+ * so nothing can be concluded from it: it is saved, and the kernel's is written, found
+ * by the CPU number in the limit of a segment. The write leaves nothing to guess.
+ * Needs the kernel's CR3.
+ *
+ * Without, only the kernel has a negative one. @save is 1 if GSBASE was swapped; on
+ * entry it is 0, like all registers after the commit. Either outcome may have been
+ * guessed, so there is a fence on both ways.
+ *
+ * Clobbers RAX, RCX and RDX.
+ */
+.macro ATOMIC_IST_SAVE_AND_SET_KERNEL_GSBASE save:req save32:req
+#if ATOMIC_IST_FSGSBASE
+	rdgsbase \save
+	movl	$__CPUNODE_SEG, %eax
+	lsl	%eax, %eax
+	andl	$0xfff, %eax
+	movq	__per_cpu_offset(, %rax, 8), %rax
+	wrgsbase %rax
+#else
+	movl	$MSR_GS_BASE, %ecx
+	rdmsr
+	testl	%edx, %edx
+	js	.Lkernel_gsbase_\@
+	movl	$1, \save32
+	swapgs
+.Lkernel_gsbase_\@:
+	lfence
+#endif
+.endm
+
+.macro ATOMIC_IST_RESTORE_GSBASE save:req save32:req
+#if ATOMIC_IST_FSGSBASE
+	wrgsbase \save
+#else
+	testl	\save32, \save32
+	jz	.Lkernel_gsbase_\@
+	swapgs
+.Lkernel_gsbase_\@:
+#endif
+.endm
+
+/*
+ * Before the first RET or indirect branch of the kernel, and after the last one: set
+ * IBRS, and restore or clear it. Clobber RAX, RCX and RDX.
+ */
+.macro ATOMIC_IST_SPEC_WRITE value:req
+	movl	$MSR_SPEC_CTRL, %ecx
+	movl	\value, %eax
+	xorl	%edx, %edx
+	wrmsr
+.endm
+
+.macro ATOMIC_IST_SPEC_ENTER_FROM_USER
+#if ATOMIC_IST_IBRS
+	ATOMIC_IST_SPEC_WRITE $SPEC_CTRL_IBRS
+#endif
+.endm
+
+.macro ATOMIC_IST_SPEC_EXIT_TO_USER
+#if ATOMIC_IST_IBRS
+	ATOMIC_IST_SPEC_WRITE $0
+#endif
+.endm
+
+.macro ATOMIC_IST_SPEC_ENTER save32:req
+#if ATOMIC_IST_IBRS
+	movl	$MSR_SPEC_CTRL, %ecx
+	rdmsr
+	movl	%eax, \save32
+	ATOMIC_IST_SPEC_WRITE $SPEC_CTRL_IBRS
+#endif
+.endm
+
+.macro ATOMIC_IST_SPEC_EXIT save32:req
+#if ATOMIC_IST_IBRS
+	ATOMIC_IST_SPEC_WRITE \save32
+#endif
+.endm
+
+#endif /* _ATOMIC_IST_BARE_CALLING_H */

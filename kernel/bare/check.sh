@@ -1,0 +1,100 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# check.sh <image> <atomic_ist.o>: what can be seen in the built code without running it.
+#
+# Of the text of each vector up to its commit: no CALL, RET, IRET or indirect branch; no
+# string instruction; every operand is an immediate, a general register, or memory by a
+# general register, so there is no data at a fixed address and no segment base; the last
+# instruction is the commit. Of the C object: text of the vectors and nothing else, no
+# symbol of which is data or a function of a library. Of the image: text and a note.
+
+set -eu
+image=$1
+object=$2
+: "${NM:=nm}" "${OBJDUMP:=objdump}"
+
+die()
+{
+	echo "check.sh: $*" >&2
+	exit 1
+}
+
+address()
+{
+	$NM "$image" | awk -v name="$1" '$3 == name { print "0x" $1; exit }' | grep . ||
+		die "no symbol $1"
+}
+
+for v in nmi db mc vc; do
+	start=$(address "__atomic_ist_${v}_text")
+	end=$(address "atomic_ist_committed_$v")
+	$OBJDUMP -d --no-show-raw-insn --start-address="$start" --stop-address="$end" "$image" |
+	awk -F '\t' -v v="$v" '
+		function bad(why) {
+			print "check.sh: " v ": " why ": " $0 > "/dev/stderr"
+			failed = 1
+		}
+		!/^ *[0-9a-f]+:\t/ { next }
+		{
+			last = $2
+			count++
+			line = $2
+			sub(/ *(#|<).*/, "", line)
+			mnemonic = line
+			sub(/ .*/, "", mnemonic)
+			operands = substr(line, length(mnemonic) + 1)
+		}
+		mnemonic ~ /^(nop|xchg|int3|data16|cs)/ { next }	# padding
+		mnemonic ~ /^j/ {
+			if (operands !~ /^ +(0x)?[0-9a-f]+$/)
+				bad("indirect branch")
+			next
+		}
+		mnemonic !~ /^(mov|movabs|lea|push|pop|add|sub|and|or|xor|cmp|test|inc|dec|neg|not|imul|sh[lr]|sa[lr]|set[a-z]+|cmov[a-z]+|movz[a-z]+|clac|cld)[bwlq]?$/ {
+			bad("not allowed before the commit")
+			next
+		}
+		{
+			gsub(/(-?0x[0-9a-f]+)?\(%r([abcd]x|[sd]i|[bs]p|[89]|1[0-5])(,%r[a-z0-9]+,[1248])?\)/, "", operands)
+			gsub(/\$-?0x[0-9a-f]+/, "", operands)
+			gsub(/%(r[89]|r1[0-5])[dwb]?|%[abcd][lh]|%[er]?([abcd]x|[sd]i|[bs]p)|%([sd]i|[bs]p)l/, "", operands)
+			if (operands !~ /^[ ,]*$/)
+				bad("operand not allowed before the commit: " operands)
+		}
+		END {
+			$0 = last
+			if (!count)
+				bad("nothing there")
+			if (last !~ /^mov +%rax,%rsp *$/)
+				bad("not the commit at the end")
+			exit failed
+		}' || die "$image: the text of $v breaks the rules above"
+done
+
+$OBJDUMP -h "$object" | awk '
+	$1 ~ /^[0-9]+$/ && $3 !~ /^0+$/ &&
+	$2 !~ /^\.entry\.text\.atomic_ist\.(nmi|db|mc|vc)\.c$/ &&
+	$2 !~ /^\.(debug_|comment|note\.|llvm_addrsig)/ {
+		print "check.sh: section " $2 > "/dev/stderr"
+		failed = 1
+	}
+	END { exit failed }' || die "$object: more than the text of the vectors"
+
+$NM -u "$object" | awk '
+	$2 !~ /^(__)?atomic_ist_/ && $2 !~ /^entry_SYS(CALL_64|RETQ)/ {
+		print "check.sh: refers to " $2 > "/dev/stderr"
+		failed = 1
+	}
+	END { exit failed }' || die "$object: symbols that are no labels of entry text"
+
+$OBJDUMP -h "$image" | awk '
+	$1 ~ /^[0-9]+$/ {
+		name = $2
+		getline
+		if (/ALLOC/ && name !~ /^(\.entry\.text|\.text|\.note\.gnu\.build-id)$/) {
+			print "check.sh: section " name > "/dev/stderr"
+			failed = 1
+		}
+	}
+	END { exit failed }' || die "$image: more than text and a note"

@@ -1,0 +1,189 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The environment of the bare build: what Linux would provide to the atomic IST
+ * entry, for its C, its assembler and the linker script, which all include this.
+ * The names are those of Linux, the values and the code are our own.
+ *
+ * Configuration, 0 or 1 each: CONFIG_PAGE_TABLE_ISOLATION, ATOMIC_IST_PCID,
+ * ATOMIC_IST_FSGSBASE, ATOMIC_IST_IBRS.
+ */
+#ifndef _ATOMIC_IST_BARE_ENV_H
+#define _ATOMIC_IST_BARE_ENV_H
+
+#if !defined(CONFIG_PAGE_TABLE_ISOLATION) || !defined(ATOMIC_IST_PCID) || \
+	!defined(ATOMIC_IST_FSGSBASE) || !defined(ATOMIC_IST_IBRS)
+#error "the configuration is incomplete"
+#endif
+
+#define PAGE_SIZE			4096
+
+/*
+ * The cpu entry area, in pages from its start. It is mapped by the kernel's and by
+ * the user's page table. Pages not named are not mapped.
+ */
+#define AREA_GDT			0
+#define AREA_ENTRY_STACK		2
+#define AREA_TSS			3
+#define AREA_DF				5
+#define AREA_NMI			7
+#define AREA_DB				9
+#define AREA_MC				11
+#define AREA_VC				13
+#define AREA_MAIN			15
+#define AREA_END			18
+
+#define ATOMIC_IST_STACK_SIZE		PAGE_SIZE
+#define ATOMIC_IST_PADS_BOTTOM		(AREA_NMI * PAGE_SIZE)
+#define ATOMIC_IST_NMI_TOP		((AREA_NMI + 1) * PAGE_SIZE)
+#define ATOMIC_IST_DB_TOP		((AREA_DB + 1) * PAGE_SIZE)
+#define ATOMIC_IST_MC_TOP		((AREA_MC + 1) * PAGE_SIZE)
+#define ATOMIC_IST_VC_TOP		((AREA_VC + 1) * PAGE_SIZE)
+#define ATOMIC_IST_MAIN_GUARD		PAGE_SIZE
+#define ATOMIC_IST_MAIN_BOTTOM		(AREA_MAIN * PAGE_SIZE)
+#define ATOMIC_IST_MAIN_TOP		((AREA_MAIN + 2) * PAGE_SIZE)
+#define ATOMIC_IST_RESERVE		512
+
+/* Offsets in struct pt_regs. */
+#define R15				0
+#define R14				8
+#define R13				16
+#define R12				24
+#define RBP				32
+#define RBX				40
+#define R11				48
+#define R10				56
+#define R9				64
+#define R8				72
+#define RAX				80
+#define RCX				88
+#define RDX				96
+#define RSI				104
+#define RDI				112
+#define ORIG_RAX			120
+#define RIP				128
+#define CS				136
+#define EFLAGS				144
+#define RSP				152
+#define SS				160
+
+#if defined(__ASSEMBLY__) && !defined(LINKER_SCRIPT)
+
+#define SYM_INNER_LABEL(name, linkage)	\
+	linkage(name);			\
+	name:
+#define SYM_L_GLOBAL(name)		.globl name
+#define SYM_CODE_START(name)		SYM_INNER_LABEL(name, SYM_L_GLOBAL)
+#define SYM_CODE_END(name)		\
+	.type name STT_NOTYPE;		\
+	.size name, . - name
+
+/* Linux's unwinder and indirect branch tracking: nothing here. */
+.macro UNWIND_HINT_EMPTY
+.endm
+.macro UNWIND_HINT_IRET_REGS base=%rsp offset=0
+.endm
+.macro UNWIND_HINT_REGS base=%rsp offset=0
+.endm
+#define ENDBR
+
+#define ASM_CLAC			clac
+
+#include "calling.h"
+
+#elif !defined(__ASSEMBLY__)
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#define __always_inline			inline __attribute__((__always_inline__))
+#define __noreturn			__attribute__((__noreturn__))
+#define likely(x)			__builtin_expect(!!(x), 1)
+#define BUILD_BUG_ON(condition)		_Static_assert(!(condition), #condition)
+#define READ_ONCE(x)			(*(const volatile __typeof__(x) *)&(x))
+#define WRITE_ONCE(x, value)		(*(volatile __typeof__(x) *)&(x) = (value))
+
+#define __atomic_ist_text(v)		\
+	__attribute__((__noinline__, __section__(".entry.text.atomic_ist." #v ".c")))
+#define ATOMIC_IST_JUMP_HINT		""
+
+struct pt_regs {
+	unsigned long r15;
+	unsigned long r14;
+	unsigned long r13;
+	unsigned long r12;
+	unsigned long bp;
+	unsigned long bx;
+	unsigned long r11;
+	unsigned long r10;
+	unsigned long r9;
+	unsigned long r8;
+	unsigned long ax;
+	unsigned long cx;
+	unsigned long dx;
+	unsigned long si;
+	unsigned long di;
+	unsigned long orig_ax;
+	unsigned long ip;
+	unsigned long cs;
+	unsigned long flags;
+	unsigned long sp;
+	unsigned long ss;
+};
+
+_Static_assert(offsetof(struct pt_regs, bp) == RBP, "RBP");
+_Static_assert(offsetof(struct pt_regs, ax) == RAX, "RAX");
+_Static_assert(offsetof(struct pt_regs, di) == RDI, "RDI");
+_Static_assert(offsetof(struct pt_regs, orig_ax) == ORIG_RAX, "ORIG_RAX");
+_Static_assert(offsetof(struct pt_regs, cs) == CS, "CS");
+_Static_assert(offsetof(struct pt_regs, ss) == SS, "SS");
+
+/* The cpu entry area once more, as C sees it; the holes are guard pages. */
+struct cpu_entry_area {
+	char gdt[PAGE_SIZE];
+	char entry_stack_guard[PAGE_SIZE];
+	char entry_stack[PAGE_SIZE];
+	char tss[PAGE_SIZE];
+	char df_guard[PAGE_SIZE];
+	char df_stack[PAGE_SIZE];
+	char nmi_guard[PAGE_SIZE];
+	char nmi_stack[ATOMIC_IST_STACK_SIZE];
+	char db_guard[PAGE_SIZE];
+	char db_stack[ATOMIC_IST_STACK_SIZE];
+	char mc_guard[PAGE_SIZE];
+	char mc_stack[ATOMIC_IST_STACK_SIZE];
+	char vc_guard[PAGE_SIZE];
+	char vc_stack[ATOMIC_IST_STACK_SIZE];
+	char main_guard[ATOMIC_IST_MAIN_GUARD];
+	char main_stack[2 * PAGE_SIZE];
+	char end_guard[PAGE_SIZE];
+};
+
+#define AREA_CHECK(member, page)	\
+	_Static_assert(offsetof(struct cpu_entry_area, member) == (page) * PAGE_SIZE, #member)
+AREA_CHECK(gdt, AREA_GDT);
+AREA_CHECK(entry_stack, AREA_ENTRY_STACK);
+AREA_CHECK(tss, AREA_TSS);
+AREA_CHECK(df_stack, AREA_DF);
+AREA_CHECK(nmi_stack, AREA_NMI);
+AREA_CHECK(db_stack, AREA_DB);
+AREA_CHECK(mc_stack, AREA_MC);
+AREA_CHECK(vc_stack, AREA_VC);
+AREA_CHECK(main_stack, AREA_MAIN);
+_Static_assert(sizeof(struct cpu_entry_area) == AREA_END * PAGE_SIZE, "area");
+
+extern char entry_SYSCALL_64[], entry_SYSCALL_64_safe_stack[];
+extern char entry_SYSRETQ_unsafe_stack[], entry_SYSRETQ_end[];
+
+/* Between SYSCALL or SYSRET and the change of stacks, RSP is the user's. */
+static __always_inline bool ip_within_syscall_gap(struct pt_regs *regs)
+{
+	const unsigned long ip = regs->ip;
+
+	return (ip >= (unsigned long)entry_SYSCALL_64 &&
+		ip < (unsigned long)entry_SYSCALL_64_safe_stack) ||
+	       (ip >= (unsigned long)entry_SYSRETQ_unsafe_stack &&
+		ip < (unsigned long)entry_SYSRETQ_end);
+}
+
+#endif
+#endif /* _ATOMIC_IST_BARE_ENV_H */

@@ -1,0 +1,360 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Microcode of the system instructions that p-code leaves opaque or gets wrong.
+
+One function an instruction, registered in `SYSTEM` under capstone's mnemonic.
+Section numbers are the Intel SDM's (vol. 2 for instructions) unless APM is
+named.  Approximations, also listed in the README: only Linux's flat
+selectors exist; IRET to ring 3 does not null DS/ES/FS/GS; the TLB is not
+modelled, so writing CR3 takes effect at once; shadow stacks are off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from atomicist.isa.builder import Builder, Label, pack_rflags, unpack_rflags
+from atomicist.isa.delivery import GP, KERNEL_CS, KERNEL_DS, UD, USER32_CS, USER_CS, USER_DS
+from atomicist.isa.ir import Access, Code, Flow, Note, Op, Space, Var, const, reg
+from atomicist.isa.registers import GPRS
+
+CR4_FSGSBASE: Final = 1 << 16
+CR3_NOFLUSH: Final = 1 << 63
+CR3_RESERVED: Final = 0x7FF0_0000_0000_0000
+CPUNODE_SELECTOR: Final = 0x7B
+"""Linux's __CPUNODE_SEG: a descriptor whose limit holds the CPU number."""
+
+MSRS: Final = {
+    0xC000_0100: "FSBASE",
+    0xC000_0101: "GSBASE",
+    0xC000_0102: "KERNEL_GSBASE",
+    0x48: "SPEC_CTRL",
+    0x17A: "MCG_STATUS",
+}
+"""MSR number -> register (SDM vol. 4, tables 2-2). All others are unknown."""
+
+COMMANDS: Final = {0x49: "IA32_PRED_CMD", 0x10B: "IA32_FLUSH_CMD"}
+"""Write-only MSRs without a state of their own (SDM vol. 4, table 2-2)."""
+
+_SHADOW_ONE: Final = 2
+"""SHADOW counts down at each boundary: set to 2, it covers the next instruction."""
+
+
+def _register_table() -> dict[str, Var]:
+    table: dict[str, Var] = {}
+    low32 = ("eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi")
+    for i, name in enumerate(GPRS):
+        table[name.lower()] = reg(name)
+        table[low32[i] if i < 8 else f"r{i}d"] = reg(name, 4)
+        table[low32[i][1:] if i < 8 else f"r{i}w"] = reg(name, 2)
+    for name in ("cr0", "cr2", "cr3", "cr4", "dr6", "dr7"):
+        table[name] = reg(name.upper())
+    for name in ("cs", "ss", "ds", "es", "fs", "gs"):
+        table[name] = reg(name.upper())
+    return table
+
+
+_REGISTERS: Final = _register_table()
+
+
+@dataclass(frozen=True, slots=True)
+class Operands:
+    """The decoded operands of one instruction, as capstone gives them."""
+
+    insn: Any
+
+    def register(self, index: int) -> Var | None:
+        """Operand ``index`` as a register, None if it is none we have."""
+        operands = self.insn.operands
+        if index >= len(operands) or operands[index].type != 1:
+            return None
+        return _REGISTERS.get(self.insn.reg_name(operands[index].reg))
+
+    def immediate(self, index: int) -> int:
+        """Operand ``index`` as an immediate."""
+        return int(self.insn.operands[index].imm)
+
+    def address(self, b: Builder, index: int) -> tuple[Var, Access] | None:
+        """Effective address of memory operand ``index``, None if it is no plain one."""
+        operand = self.insn.operands[index]
+        if operand.type != 3:
+            return None
+        mem = operand.mem
+        total = const(mem.disp, 8)
+        access = Access.DATA
+        if mem.base:
+            name = self.insn.reg_name(mem.base)
+            base = const(self.insn.address + self.insn.size, 8) if name == "rip" else _REGISTERS[name]
+            total = b.add(base, total)
+            access = Access.STACK if name in ("rsp", "rbp") else access
+        if mem.index:
+            scaled = b.op(Code.INT_MULT, 8, _REGISTERS[self.insn.reg_name(mem.index)], const(mem.scale, 8))
+            total = b.add(total, scaled)
+        segment = self.insn.reg_name(mem.segment) if mem.segment else ""
+        if segment in ("gs", "fs"):
+            total = b.add(total, reg(segment.upper() + "BASE"))
+            access = Access.GS if segment == "gs" else access
+        return total, access
+
+
+Microcode = Callable[[Builder, Operands], None]
+
+
+def _always() -> Var:
+    return const(1, 1)
+
+
+def _ring0_only(b: Builder, error: int = GP.number) -> None:
+    b.fault_if(b.ne(b.and_(reg("CS"), 3), 0), error)
+
+
+def iretq(b: Builder, _: Operands) -> None:
+    """IRET, 64-bit operand size (vol. 2A; NMI unblocking vol. 3, 6.7.1: it
+    happens even when the IRET faults).  A fault is raised with the state
+    that IRET found, CPL 0 included."""
+    b.unknown_if(b.ne(b.and_(reg("CS"), 3), 0), "iretq outside ring 0")
+    b.set("NMI_BLOCKED", const(0, 8))
+    b.fault_if(reg("NT"), GP.number)
+    sp = reg("RSP")
+    rip, cs, flags, rsp, ss = (b.load(b.add(sp, 8 * i), access=Access.STACK) for i in range(5))
+    cs, ss = b.fit(cs, 2), b.fit(ss, 2)
+    b.fault_if(b.none_of(cs, (KERNEL_CS, USER_CS, USER32_CS)), GP.number, b.and_(cs, 0xFFFC))
+    to_user = b.ne(b.and_(cs, 3), 0)
+    bad_user_ss = b.both(to_user, b.ne(ss, USER_DS))
+    bad_kernel_ss = b.both(b.not_(to_user), b.none_of(ss, (0, KERNEL_DS)))
+    b.fault_if(bad_user_ss, GP.number, b.and_(ss, 0xFFFC))
+    b.fault_if(bad_kernel_ss, GP.number, b.and_(ss, 0xFFFC))
+    b.fault_if(b.non_canonical(rip), GP.number)
+    unpack_rflags(b, flags)
+    b.set("VM", const(0, 1))
+    b.set("CS", cs)
+    b.set("SS", ss)
+    b.set("RSP", rsp)
+    b.set("RIP", rip)
+    b.note(Note.IRET)
+    b.goto(rip)
+
+
+def sysretq(b: Builder, _: Operands) -> None:
+    """SYSRET, 64-bit (vol. 2B).  Intel faults in ring 0 on a non-canonical RCX,
+    with the user's RSP already loaded (CVE-2012-0217)."""
+    _ring0_only(b)
+    b.fault_if(b.non_canonical(reg("RCX")), GP.number)
+    unpack_rflags(b, b.and_(reg("R11"), 0x3C7FD7))
+    b.set("CS", const(USER_CS, 2))
+    b.set("SS", const(USER_DS, 2))
+    target = b.op(Code.COPY, 8, reg("RCX"))
+    b.set("RIP", target)
+    b.note(Note.SYSRET)
+    b.goto(target)
+
+
+def swapgs(b: Builder, _: Operands) -> None:
+    """SWAPGS (vol. 2B): exchanges GS.base with IA32_KERNEL_GS_BASE."""
+    _ring0_only(b)
+    old = b.op(Code.COPY, 8, reg("GSBASE"))
+    b.set("GSBASE", reg("KERNEL_GSBASE"))
+    b.set("KERNEL_GSBASE", old)
+
+
+def _base_access(name: str, write: bool) -> Microcode:
+    def microcode(b: Builder, o: Operands) -> None:
+        b.fault_if(b.eq(b.and_(reg("CR4"), CR4_FSGSBASE), 0), UD.number)
+        operand = o.register(0)
+        if operand is None:
+            b.unknown_if(_always(), o.insn.mnemonic)
+        elif write:
+            value = b.fit(operand, 8)
+            b.fault_if(b.non_canonical(value), GP.number)
+            b.set(name, value)
+        else:
+            b.set(_wide(operand), b.fit(reg(name, operand.size), 8))
+
+    microcode.__doc__ = f"{'WR' if write else 'RD'}{name} (vol. 2B)."
+    return microcode
+
+
+def _wide(operand: Var) -> str:
+    return GPRS[operand.off // 8]
+
+
+def rdmsr(b: Builder, _: Operands) -> None:
+    """RDMSR (vol. 2B)."""
+    _ring0_only(b)
+    number = reg("RCX", 4)
+    b.unknown_if(b.none_of(number, tuple(MSRS)), "rdmsr of an MSR that is not modelled")
+    value = b.tmp()
+    b.copy(value, const(0, 8))
+    for msr, name in MSRS.items():
+        other = Label()
+        b.skip_if(b.ne(number, msr), other)
+        b.copy(value, reg(name))
+        b.place(other)
+    b.set("RAX", b.and_(value, 0xFFFF_FFFF))
+    b.set("RDX", b.shr(value, 32))
+
+
+def wrmsr(b: Builder, _: Operands) -> None:
+    """WRMSR (vol. 2B): #GP for a base that is not canonical."""
+    _ring0_only(b)
+    number = reg("RCX", 4)
+    known = (*MSRS, *COMMANDS)
+    b.unknown_if(b.none_of(number, known), "wrmsr of an MSR that is not modelled")
+    value = b.or_(b.fit(reg("RAX", 4), 8), b.shl(b.fit(reg("RDX", 4), 8), 32))
+    for msr, name in MSRS.items():
+        other = Label()
+        b.skip_if(b.ne(number, msr), other)
+        if name.endswith("BASE"):
+            b.fault_if(b.non_canonical(value), GP.number)
+        b.set(name, value)
+        b.place(other)
+
+
+def mov_control(b: Builder, o: Operands) -> None:
+    """MOV to and from control and debug registers (vol. 2B).  Bit 63 of a value
+    for CR3 says "do not flush" and is not stored (vol. 3, 4.10.4.1)."""
+    _ring0_only(b)
+    target, source = o.register(0), o.register(1)
+    if target is None or source is None:
+        b.unknown_if(_always(), f"{o.insn.mnemonic} {o.insn.op_str}")
+        return
+    if target == reg("CR3"):
+        b.fault_if(b.ne(b.and_(source, CR3_RESERVED), 0), GP.number)
+        b.copy(target, b.and_(source, ~CR3_NOFLUSH))
+        b.note(Note.WRITE_CR3)
+    elif target in (reg("CR0"), reg("CR4")):
+        b.unknown_if(b.ne(target, source), f"{o.insn.mnemonic} {o.insn.op_str}")
+    else:
+        b.copy(target, source)
+
+
+def mov_segment(b: Builder, o: Operands) -> None:
+    """MOV to SS (vol. 2B): holds off events for one instruction (vol. 3, 6.8.3).
+    Other segment registers are not in the model."""
+    target, source = o.register(0), o.register(1)
+    if target != reg("SS") or source is None:
+        b.unknown_if(_always(), f"{o.insn.mnemonic} {o.insn.op_str}")
+        return
+    value = b.fit(source, 2)
+    b.unknown_if(b.none_of(value, (0, KERNEL_DS)), "mov to ss of an unknown selector")
+    b.copy(target, value)
+    b.set("SHADOW", const(_SHADOW_ONE, 8))
+
+
+def lsl(b: Builder, o: Operands) -> None:
+    """LSL (vol. 2A) of Linux's CPU-node segment, whose limit is the CPU number."""
+    target, source = o.register(0), o.register(1)
+    if target is None or source is None:
+        b.unknown_if(_always(), f"{o.insn.mnemonic} {o.insn.op_str}")
+        return
+    b.unknown_if(b.ne(b.fit(source, 2), CPUNODE_SELECTOR), "lsl of an unknown selector")
+    b.set(_wide(target), reg("CPUNODE"))
+    b.set("ZF", const(1, 1))
+
+
+def rdpid(b: Builder, o: Operands) -> None:
+    """RDPID (vol. 2B): IA32_TSC_AUX, which Linux sets to the CPU-node limit."""
+    target = o.register(0)
+    if target is None:
+        b.unknown_if(_always(), o.insn.mnemonic)
+    else:
+        b.set(_wide(target), reg("CPUNODE"))
+
+
+def verw(b: Builder, o: Operands) -> None:
+    """VERW (vol. 2B): ZF says whether the segment is writable; Linux runs it on
+    its data segment, for its side effect on buffers."""
+    place = o.address(b, 0)
+    if place is None:
+        b.unknown_if(_always(), f"{o.insn.mnemonic} {o.insn.op_str}")
+        return
+    selector = b.load(place[0], 2, place[1])
+    b.unknown_if(b.ne(selector, KERNEL_DS), "verw of an unknown selector")
+    b.set("ZF", const(1, 1))
+
+
+def pushfq(b: Builder, _: Operands) -> None:
+    """PUSHFQ (vol. 2B): VM and RF are pushed as zero."""
+    sp = b.add(reg("RSP"), -8)
+    b.store(sp, b.and_(pack_rflags(b), ~0x30000), Access.STACK)
+    b.set("RSP", sp)
+
+
+def popfq(b: Builder, _: Operands) -> None:
+    """POPFQ at CPL 0 (vol. 2B): all but VM, VIF, VIP; RF is cleared."""
+    b.unknown_if(b.ne(b.and_(reg("CS"), 3), 0), "popfq outside ring 0")
+    value = b.load(reg("RSP"), 8, Access.STACK)
+    b.set("RSP", b.add(reg("RSP"), 8))
+    names = ("CF", "PF", "AF", "ZF", "SF", "TF", "IF", "DF", "OF", "IOPL", "NT", "AC", "ID")
+    unpack_rflags(b, value, names)
+    b.set("RF", const(0, 1))
+
+
+def cli(b: Builder, _: Operands) -> None:
+    """CLI at CPL 0 (vol. 2A)."""
+    _ring0_only(b)
+    b.set("IF", const(0, 1))
+
+
+def sti(b: Builder, _: Operands) -> None:
+    """STI at CPL 0 (vol. 2B): maskable interrupts wait one more instruction.  The
+    shadow concerns none of the events of this model."""
+    _ring0_only(b)
+    b.set("IF", const(1, 1))
+
+
+def ud2(b: Builder, _: Operands) -> None:
+    """UD2 (vol. 2B)."""
+    b.fault_if(_always(), UD.number)
+
+
+def nothing(_b: Builder, _o: Operands) -> None:
+    """Fences, hints and TLB invalidation: no effect on the state of the model."""
+
+
+SYSTEM: Final[dict[str, tuple[Microcode, Flow]]] = {
+    "iretq": (iretq, Flow.IRET),
+    "sysretq": (sysretq, Flow.SYSRET),
+    "swapgs": (swapgs, Flow.FALL),
+    "rdgsbase": (_base_access("GSBASE", write=False), Flow.FALL),
+    "wrgsbase": (_base_access("GSBASE", write=True), Flow.FALL),
+    "rdfsbase": (_base_access("FSBASE", write=False), Flow.FALL),
+    "wrfsbase": (_base_access("FSBASE", write=True), Flow.FALL),
+    "rdmsr": (rdmsr, Flow.FALL),
+    "wrmsr": (wrmsr, Flow.FALL),
+    "mov.control": (mov_control, Flow.FALL),
+    "mov.segment": (mov_segment, Flow.FALL),
+    "lsl": (lsl, Flow.FALL),
+    "rdpid": (rdpid, Flow.FALL),
+    "verw": (verw, Flow.FALL),
+    "pushfq": (pushfq, Flow.FALL),
+    "popfq": (popfq, Flow.FALL),
+    "cli": (cli, Flow.FALL),
+    "sti": (sti, Flow.FALL),
+    "ud2": (ud2, Flow.STOP),
+    **dict.fromkeys(
+        ("lfence", "mfence", "sfence", "pause", "endbr64", "nop", "invpcid", "prefetchw"),
+        (nothing, Flow.FALL),
+    ),
+}
+"""Mnemonic -> (microcode, how it leaves)."""
+
+
+def system_ops(mnemonic: str, insn: Any) -> tuple[tuple[Op, ...], Flow] | None:
+    """The microcode of a system instruction, None for an ordinary one."""
+    key = mnemonic
+    if mnemonic == "mov":
+        operands = Operands(insn)
+        pair = [r for r in (operands.register(0), operands.register(1)) if r is not None]
+        names = [insn.reg_name(o.reg) for o in insn.operands if o.type == 1]
+        if any(n[:2] in ("cr", "dr") for n in names):
+            key = "mov.control"
+        elif any(v.space is Space.REG and v.size == 2 and reg("ES").off <= v.off <= reg("GS").off for v in pair[:1]):
+            key = "mov.segment"
+    entry = SYSTEM.get(key)
+    if entry is None:
+        return None
+    builder = Builder()
+    entry[0](builder, Operands(insn))
+    return builder.done(), entry[1]

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The reference interpreter: executes IR one operation at a time, slowly and
+plainly.  It is the definition that the native model is tested against.
+
+A fault is precise: it leaves the registers as they were before the
+instruction, but for NMI blocking, which even a faulting IRET ends (SDM vol. 3,
+6.7.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from atomicist.isa.arithmetic import PURE, evaluate, mask
+from atomicist.isa.delivery import BY_NUMBER, DF, ERROR_CODE, GP, PF, SS, Gate, deliver
+from atomicist.isa.ir import Access, Code, Insn, Note, Op, Space, Var
+from atomicist.isa.registers import REGISTERS, SLOT, SLOTS
+from atomicist.machine.memory import Memory, PageFlag, Refused
+from atomicist.machine.target import Target
+
+_SHADOW: Final = REGISTERS["SHADOW"].slot
+_NMI_BLOCKED: Final = REGISTERS["NMI_BLOCKED"].slot
+_RIP: Final = REGISTERS["RIP"].slot
+_CR3: Final = REGISTERS["CR3"].slot
+_GSBASE: Final = REGISTERS["GSBASE"].slot
+
+
+class Fault(Exception):
+    """An exception that the processor raises: ``vector`` number, ``error`` code,
+    ``reason`` in words and the ``address`` concerned."""
+
+    def __init__(self, vector: int, error: int, reason: str, address: int) -> None:
+        super().__init__(f"#{vector} ({reason})")
+        self.vector = vector
+        self.error = error
+        self.reason = reason
+        self.address = address
+
+
+class Unmodelled(Exception):
+    """The run met something that the model does not know."""
+
+
+class ForeignGsBase(Exception):
+    """A GS-relative access while GSBASE is not the kernel's."""
+
+    def __init__(self, address: int) -> None:
+        super().__init__(f"at {address:#x}")
+        self.address = address
+
+
+Watch = Callable[[int, int, int], None]
+"""Told of each store: address, size in bytes, value."""
+
+
+class Machine:
+    """Registers, memory and the code of one target."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.registers = [0] * SLOTS
+        self.memory = Memory(target.pages)
+        self.watch: Watch | None = None
+        self.notes: set[Note] = set()
+        self._temps: dict[int, int] = {}
+        self._faults: dict[str, tuple[Op, ...]] = {}
+
+    def __getitem__(self, name: str) -> int:
+        """The value of register ``name``."""
+        return self.registers[REGISTERS[name].slot]
+
+    def __setitem__(self, name: str, value: int) -> None:
+        self.registers[REGISTERS[name].slot] = value & mask(REGISTERS[name].size)
+
+    @property
+    def user_root(self) -> bool:
+        """Whether the user's page tables are in force."""
+        return bool(self.target.user_root_bit & self.registers[_CR3])
+
+    def insn(self) -> Insn:
+        """The instruction at RIP. Raises `Fault` or `Unmodelled` if there is none."""
+        rip = self.registers[_RIP]
+        if not self.memory.fetchable(rip, user_root=self.user_root):
+            raise Fault(PF.number, 0, "fetch", rip)
+        found = self.target.insns.get(rip)
+        if found is None:
+            raise Unmodelled(f"no code at {rip:#x}")
+        return found
+
+    def step(self) -> None:
+        """Execute one instruction. Raises `Fault`, `Unmodelled`, `ForeignGsBase`,
+        or what the store watch raises; registers are then as before it."""
+        insn = self.insn()
+        before = list(self.registers)
+        self.notes = set()
+        try:
+            target = self.run(insn.ops)
+        except Exception:
+            unblocked = self.registers[_NMI_BLOCKED]
+            self.registers[:] = before
+            self.registers[_NMI_BLOCKED] = unblocked
+            raise
+        if not self.notes & {Note.IRET, Note.SYSRET}:
+            self.registers[_RIP] = insn.next if target is None else target
+        if self.registers[_SHADOW]:
+            self.registers[_SHADOW] -= 1
+
+    def deliver(self, gate: Gate, error: int = 0) -> None:
+        """Deliver an event through ``gate``. Raises `Fault` if a push fails."""
+        self._temps = {ERROR_CODE.off: error}
+        ops = self._faults.setdefault(gate.vector.name, deliver(gate))
+        before = list(self.registers)
+        try:
+            self._execute(ops)
+        except Fault:
+            self.registers[:] = before
+            raise
+
+    def raise_fault(self, fault: Fault, gates: Mapping[str, Gate]) -> str:
+        """Deliver ``fault``; if that faults in turn, #DF (SDM vol. 3, 6.15, table
+        6-5).  Returns the name of the vector delivered, "shutdown" if none could be."""
+        for vector, error in ((BY_NUMBER[fault.vector], fault.error), (DF, 0)):
+            gate = gates.get(vector.name)
+            if gate is None:
+                continue
+            try:
+                self.deliver(gate, error)
+            except Fault:
+                continue
+            return vector.name
+        return "shutdown"
+
+    def run(self, ops: tuple[Op, ...]) -> int | None:
+        """Execute the operations of one instruction; its branch target, if taken."""
+        self._temps = {}
+        return self._execute(ops)
+
+    def _execute(self, ops: tuple[Op, ...]) -> int | None:
+        index = 0
+        while index < len(ops):
+            op = ops[index]
+            index += 1
+            code = op.code
+            if code in PURE:
+                assert op.out is not None
+                values = [self.read(v) for v in op.ins]
+                self.write(op.out, evaluate(code, values, [v.size for v in op.ins], op.out.size))
+            elif code is Code.LOAD:
+                assert op.out is not None
+                self.write(op.out, self.load(self.read(op.ins[0]), op.out.size, Access(op.ins[1].off)))
+            elif code is Code.STORE:
+                self.store(
+                    self.read(op.ins[0]), op.ins[1].size, self.read(op.ins[1]), Access(op.ins[2].off)
+                )
+            elif code in (Code.BRANCH, Code.BRANCHIND):
+                return self.read(op.ins[0])
+            elif code is Code.CBRANCH:
+                if self.read(op.ins[1]):
+                    return self.read(op.ins[0])
+            elif code is Code.JUMP or (code is Code.CJUMP and self.read(op.ins[1])):
+                index = op.ins[0].off
+            elif code is Code.FAULT and self.read(op.ins[2]):
+                raise Fault(op.ins[0].off, self.read(op.ins[1]), "fault", self.registers[_RIP])
+            elif code is Code.UNKNOWN and self.read(op.ins[0]):
+                raise Unmodelled(op.text)
+            elif code is Code.NOTE:
+                self.notes.add(Note(op.ins[0].off))
+        return None
+
+    def read(self, v: Var) -> int:
+        """The value of a varnode."""
+        if v.space is Space.CONST:
+            return v.off
+        if v.space is Space.TMP:
+            return self._temps[v.off] & mask(v.size)
+        return self.registers[v.off // SLOT] >> 8 * (v.off % SLOT) & mask(v.size)
+
+    def write(self, v: Var, value: int) -> None:
+        """Set a varnode; the rest of a wider register keeps its value."""
+        if v.space is Space.TMP:
+            self._temps[v.off] = value
+            return
+        slot, shift = v.off // SLOT, 8 * (v.off % SLOT)
+        kept = self.registers[slot] & ~(mask(v.size) << shift)
+        self.registers[slot] = kept | (value & mask(v.size)) << shift
+
+    def load(self, address: int, size: int, access: Access) -> int:
+        """``size`` bytes of memory. Raises `Fault`."""
+        self._check(address, size, access, write=False)
+        return self.memory.peek(address, size)
+
+    def store(self, address: int, size: int, value: int, access: Access) -> None:
+        """Write ``size`` bytes of memory. Raises `Fault`."""
+        self._check(address, size, access, write=True)
+        if self.watch is not None:
+            self.watch(address, size, value)
+        self.memory.poke(address, size, value)
+
+    def _check(self, address: int, size: int, access: Access, *, write: bool) -> None:
+        try:
+            for place in {address, (address + size - 1) & mask(8)}:
+                self.memory.check(place, write=write, user_root=self.user_root)
+        except Refused as e:
+            stack = access in (Access.STACK, Access.SYSTEM)
+            vector = PF if e.reason != "non-canonical" else SS if stack else GP
+            raise Fault(vector.number, 2 if write else 0, e.reason, e.address) from e
+        if access is Access.GS and self.registers[_GSBASE] != self.target.kernel_gsbase:
+            raise ForeignGsBase(address)
+
+    def scratch(self, address: int) -> bool:
+        """Whether an entry may write to ``address`` before it commits."""
+        flags = self.memory.flags(address)
+        return flags is not None and bool(flags & PageFlag.SCRATCH)

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What is executed: code, gates, memory and the marks on it, for any engine.
+
+A `Target` is made by the `image` room and read by the reference interpreter
+and the native model alike; neither knows where it came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntFlag
+
+from atomicist.isa.delivery import Gate
+from atomicist.isa.ir import Insn
+from atomicist.machine.memory import Page, Region, RegionKind
+
+
+class Place(IntFlag):
+    """What an instruction's address means to the observer."""
+
+    ENTRY = 1
+    """Entry text: may be interrupted, and resumed elsewhere in entry text."""
+    COMMITTED = 2
+    """Label that claims: from here every IST stack is free."""
+    DELIBERATE = 4
+    """Part of a deliberate double fault."""
+    NO_ROOM = 8
+    """... raised because the main stack has no room."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One image in one configuration.
+
+    ``gates`` maps a vector name to its IDT gate, ``handlers`` an address to the
+    vector name whose C handler starts there, ``places`` an address to its
+    marks.  ``user_root_bit`` is the CR3 bit that selects the user page tables
+    (0: no isolation).  ``reserve`` is the stack, in bytes, that a handler on
+    the main stack may count on; ``slot_bytes`` the main-stack use of a level.
+    """
+
+    name: str
+    build_id: str
+    config: tuple[str, ...]
+    insns: Mapping[int, Insn]
+    gates: Mapping[str, Gate]
+    handlers: Mapping[int, str]
+    places: Mapping[int, Place]
+    pages: tuple[Page, ...]
+    regions: tuple[Region, ...]
+    symbols: Mapping[str, int]
+    user_root_bit: int
+    kernel_cr3: int
+    kernel_gsbase: int
+    tr_base: int
+    fsgsbase: bool
+    reserve: int
+    slot_bytes: int
+
+    @property
+    def claims(self) -> bool:
+        """Whether the image says by labels where its IST stacks become free."""
+        return any(p & Place.COMMITTED for p in self.places.values())
+
+    def region(self, address: int) -> Region | None:
+        """The region that holds ``address``."""
+        return next((r for r in self.regions if r.holds(address)), None)
+
+    def named_region(self, name: str) -> Region:
+        """The region called ``name``. KeyError if there is none."""
+        found = next((r for r in self.regions if r.name == name), None)
+        if found is None:
+            raise KeyError(name)
+        return found
+
+    def main_stack(self) -> Region | None:
+        """The main stack, where the image has one."""
+        return next((r for r in self.regions if r.kind is RegionKind.MAIN_STACK), None)
+
+    def symbolize(self, address: int) -> str:
+        """``address`` as symbol+offset, or in hexadecimal if none is near."""
+        best, start = "", -1
+        for name, value in self.symbols.items():
+            if start < value <= address and address - value < 0x10000:
+                best, start = name, value
+            elif value == start and _prefer(name, best):
+                best = name
+        if not best:
+            return f"{address:#x}"
+        return best if start == address else f"{best}+{address - start:#x}"
+
+
+def _prefer(name: str, other: str) -> bool:
+    """Of two names for one place take the shorter, then the first."""
+    return (name.startswith("__"), len(name), name) < (other.startswith("__"), len(other), other)

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Loads the C runtime and gives it a target; results come back as data.
+
+The runtime executes the IR tables it is given, so a new image needs no
+compiler; only `codegen` (for enumeration at full speed) does.
+"""
+
+from __future__ import annotations
+
+import ctypes as c
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from atomicist.isa.delivery import VECTORS, deliver
+from atomicist.isa.ir import Flow, Op, Var
+from atomicist.isa.registers import SLOTS
+from atomicist.machine.target import Target
+from atomicist.native import layout
+from atomicist.native.build import runtime_sources, shared_object
+from atomicist.native.tables import CODE_NUMBER, KEY_SLOTS, render
+
+UNITS = ("memory.c", "shadow.c", "exec.c", "observe.c", "certify.c", "enumerate.c", "api.c")
+FLOWS = tuple(Flow)
+
+
+@dataclass(frozen=True, slots=True)
+class NativeEvent:
+    """``vector`` was delivered ``steps`` instructions after the event before, at ``rip``."""
+
+    vector: int
+    steps: int
+    rip: int
+
+
+@dataclass(frozen=True, slots=True)
+class NativeFinding:
+    """A violation as the runtime saw it; ``register`` is a slot, `SLOTS` for none."""
+
+    property: int
+    events: tuple[NativeEvent, ...]
+    rip: int
+    address: int
+    register: int
+    expected: int
+    found: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class NativeContext:
+    """A context met after a commit: ``key`` (values of `KEY_SLOTS`), ``rip``, and how
+    it was reached: ``events``, then ``steps`` instructions."""
+
+    key: tuple[int, ...]
+    rip: int
+    events: tuple[NativeEvent, ...]
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class NativeResult:
+    """What one call of the runtime did and found.
+
+    ``dependence`` is (place, address) of the first thing a certificate rested on
+    that it may not rest on, None if there is none; ``overflow``: a table of the
+    search was too small, the result is not complete."""
+
+    findings: tuple[NativeFinding, ...]
+    emitted: tuple[NativeContext, ...]
+    covers: bytes
+    guest_insns: int
+    interleavings: int
+    executed: int
+    boundaries: int
+    hits: int
+    misses: int
+    worst_commit: int
+    lowest_main: int
+    overflow: bool
+    dependence: tuple[int, int] | None
+
+
+class Engine:
+    """The native runtime, loaded with one target. Use as a context manager."""
+
+    def __init__(
+        self, target: Target, properties: Mapping[str, int], events: Sequence[str], error_token: int, max_steps: int
+    ) -> None:
+        """Raises `native.build.BuildError` if there is no working compiler."""
+        sources = runtime_sources() | {"tables.h": render(properties, events, error_token)}
+        self._lib = c.CDLL(str(shared_object(sources, UNITS)))
+        self._lib.atomicist_new.restype = c.c_void_p
+        for name in ("findings", "emitted", "covers"):
+            getattr(self._lib, f"atomicist_{name}").restype = c.c_void_p
+        self._texts: list[str] = [""]
+        self._order = sorted(target.insns)
+        self._image = self._make_image(target, events, max_steps)
+        self._search = c.c_void_p(self._lib.atomicist_new(c.byref(self._image)))
+        if not self._search:
+            raise MemoryError("the native runtime could not allocate its tables")
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the runtime's memory."""
+        if self._search:
+            self._lib.atomicist_free(self._search)
+            self._search = c.c_void_p()
+
+    def certify(
+        self, registers: Sequence[int], vector: int, *, expect_df: bool, no_stack: bool, brute: bool = False
+    ) -> NativeResult:
+        """All nestings inside the atomic entry from one context, ``vector`` first."""
+        self._lib.atomicist_certify(
+            self._search, layout.Registers(*registers), vector, int(expect_df), int(no_stack), int(brute)
+        )
+        return self._result()
+
+    def enumerate(
+        self, registers: Sequence[int], *, budget: int, offered: int, first: int, expect_df: bool = False,
+        no_stack: bool = False, stop: int = 0, run: c.c_void_p | None = None,
+    ) -> NativeResult:  # fmt: skip
+        """Every schedule of at most ``budget`` events; ``offered`` and ``first`` are bit
+        sets of vectors; ``stop`` ends after that many findings (0: never)."""
+        self._lib.atomicist_enumerate(
+            self._search, layout.Registers(*registers), budget, offered, first, int(expect_df), int(no_stack),
+            stop, run,
+        )  # fmt: skip
+        return self._result()
+
+    def _result(self) -> NativeResult:
+        t = layout.CTotals()
+        self._lib.atomicist_totals(self._search, c.byref(t))
+        broken = None if t.broken_slot == SLOTS else (int(t.broken_slot), int(t.broken_where))
+        covers = c.string_at(self._lib.atomicist_covers(self._search), len(self._order))
+        return NativeResult(
+            tuple(self._findings(int(t.findings))), tuple(self._contexts(int(t.emitted))), covers,
+            t.guest_insns, t.interleavings, t.executed, t.boundaries, t.hits, t.misses, t.worst_commit,
+            t.lowest_main, bool(t.overflow), broken,
+        )  # fmt: skip
+
+    def _findings(self, count: int) -> Iterator[NativeFinding]:
+        table = c.cast(self._lib.atomicist_findings(self._search), c.POINTER(layout.CFinding))
+        for i in range(count):
+            f = table[i]
+            yield NativeFinding(
+                f.property, _events(f.events, f.nevents), f.rip, f.address, f.reg, f.expected, f.found,
+                self._texts[f.text],
+            )  # fmt: skip
+
+    def _contexts(self, count: int) -> Iterator[NativeContext]:
+        table = c.cast(self._lib.atomicist_emitted(self._search), c.POINTER(layout.CEmitted))
+        for i in range(count):
+            e = table[i]
+            yield NativeContext(tuple(e.r), e.rip, _events(e.events, e.nevents), e.steps)
+
+    def _make_image(self, target: Target, events: Sequence[str], max_steps: int) -> layout.CImage:
+        ops: list[Op] = []
+        insns = (layout.CInsn * len(self._order))()
+        vectors = {name: i for i, name in enumerate(events)}
+        for i, va in enumerate(self._order):
+            insn = target.insns[va]
+            handler = vectors[target.handlers[va]] + 1 if target.handlers.get(va) in vectors else 0
+            flow = FLOWS.index(insn.flow)
+            insns[i] = layout.CInsn(
+                va, len(ops), len(insn.ops), insn.size, flow, int(target.places.get(va, 0)), handler
+            )
+            ops += insn.ops
+        gates = (layout.CGate * len(events))()
+        for i, name in enumerate(events):
+            gate = target.gates.get(name)
+            if gate is not None:
+                microcode = deliver(gate)
+                gates[i] = layout.CGate(len(ops), len(microcode), VECTORS[name].number, 1)
+                ops += microcode
+        pages = (layout.CPage * len(target.pages))()
+        for i, page in enumerate(target.pages):
+            pages[i].base, pages[i].flags = page.base, int(page.flags)
+        regions = (layout.CRegion * len(target.regions))()
+        for i, region in enumerate(target.regions):
+            regions[i] = layout.CRegion(region.bottom, region.top, int(region.kind), 0, region.top)
+        table = (layout.COp * len(ops))(*(self._op(op) for op in ops))
+        contents = c.create_string_buffer(b"".join(p.data for p in target.pages))
+        self._keep = (table, insns, pages, contents, regions, gates)
+        address = [c.cast(x, c.c_void_p).value for x in self._keep]
+        return layout.CImage(
+            address[0], address[1], len(insns), len(pages), len(regions), len(gates), address[2], address[3],
+            address[4], address[5], target.user_root_bit, target.kernel_gsbase, target.kernel_cr3,
+            int(target.claims), target.reserve, target.slot_bytes, max_steps,
+        )  # fmt: skip
+
+    def _op(self, op: Op) -> layout.COp:
+        text = 0
+        if op.text:
+            self._texts.append(op.text)
+            text = len(self._texts) - 1
+        ins = (layout.CVar * 3)(*(_var(v) for v in op.ins))
+        return layout.COp(CODE_NUMBER[op.code], text, _var(op.out) if op.out else layout.CVar(), ins)
+
+
+def _var(v: Var) -> layout.CVar:
+    return layout.CVar(v.off & 0xFFFF_FFFF_FFFF_FFFF, int(v.space), v.size)
+
+
+def _events(table: c.Array[layout.CEvent], count: int) -> tuple[NativeEvent, ...]:
+    return tuple(NativeEvent(table[i].vector, table[i].steps, table[i].rip) for i in range(count))
+
+
+__all__ = ["KEY_SLOTS", "Engine", "NativeContext", "NativeEvent", "NativeFinding", "NativeResult"]

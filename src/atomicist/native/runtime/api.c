@@ -1,0 +1,175 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* The entry points that Python calls; nothing else is visible outside. */
+#include <stdlib.h>
+
+#include "search.h"
+
+#define EXPORT __attribute__((visibility("default")))
+
+EXPORT void atomicist_free(struct search *s)
+{
+	struct machine *m = s ? s->m : NULL;
+
+	if (m) {
+		free(m->mem);
+		free(m->mnode);
+		free(m->mscope);
+		free(m->pages);
+		free(m->regions);
+		free(m->log);
+		free(m->nodes);
+		free(m->node_hash);
+		free(m->findings);
+		free(m->insn_hash);
+		free(m);
+	}
+	if (s) {
+		free(s->memo);
+		free(s->committed);
+		free(s->out);
+		free(s->seen);
+		free(s->covers);
+		free(s->hashes);
+		free(s);
+	}
+}
+
+static bool index_insns(struct machine *m)
+{
+	u32 size = 1;
+
+	while (size < m->im->ninsns * 4)
+		size *= 2;
+	m->insn_mask = size - 1;
+	m->insn_hash = calloc(size, sizeof(u32));
+	for (u32 k = 0; m->insn_hash && k < m->im->ninsns; k++) {
+		u32 i = (u32)((m->im->insns[k].va * 0x9e3779b97f4a7c15ull) >> 40) & m->insn_mask;
+
+		while (m->insn_hash[i])
+			i = (i + 1) & m->insn_mask;
+		m->insn_hash[i] = k + 1;
+	}
+	return m->insn_hash;
+}
+
+static void page_limits(struct page *p)
+{
+	for (u32 root = 0; root < 2; root++) {
+		bool there = p->flags & (root ? USER_ROOT : KERNEL_ROOT) && !(p->flags & USER_PAGE);
+
+		p->rlimit[root] = there ? PAGE : 0;
+		p->wlimit[root] = there && p->flags & WRITABLE ? PAGE : 0;
+	}
+}
+
+/* A search over `im`, which must outlive it. NULL: out of memory. */
+EXPORT struct search *atomicist_new(const struct image *im)
+{
+	struct search *s = calloc(1, sizeof(*s));
+	struct machine *m = calloc(1, sizeof(*m));
+	size_t words = (size_t)im->npages * WORDS;
+
+	if (!s || !m) {
+		free(s);
+		free(m);
+		return NULL;
+	}
+	s->m = m;
+	m->im = im;
+	m->caplog = 1 << 20;
+	m->capnodes = 1 << 20;
+	m->hash_size = 1 << 18;
+	m->capnodes = m->hash_size / 2;
+	m->capfindings = 4096;
+	s->capout = 1 << 17;
+	s->seen_size = 1 << 20;
+	s->hashes_size = 1 << 20;
+	m->mem = malloc(words * 8);
+	m->mnode = calloc(words, sizeof(u32));
+	m->mscope = calloc(words, sizeof(u32));
+	m->pages = malloc(im->npages * sizeof(*m->pages));
+	m->regions = malloc(im->nregions * sizeof(*m->regions) + 1);
+	m->log = malloc(m->caplog * sizeof(*m->log));
+	m->nodes = malloc(m->capnodes * sizeof(*m->nodes));
+	m->node_hash = calloc(m->hash_size, sizeof(u32));
+	m->findings = malloc(m->capfindings * sizeof(*m->findings));
+	s->memo = malloc(MAX_MEMO * sizeof(*s->memo));
+	s->committed = malloc(MAX_COMMITTED * sizeof(*s->committed));
+	s->out = malloc(s->capout * sizeof(*s->out));
+	s->seen = calloc(s->seen_size, sizeof(*s->seen));
+	s->covers = calloc(im->ninsns + 1, 1);
+	s->hashes = calloc(s->hashes_size, sizeof(*s->hashes));
+	if (!m->mem || !m->mnode || !m->mscope || !m->pages || !m->regions || !m->log || !m->nodes ||
+	    !m->node_hash || !m->findings || !s->memo || !s->committed || !s->out || !s->seen ||
+	    !s->covers || !s->hashes || !index_insns(m)) {
+		atomicist_free(s);
+		return NULL;
+	}
+	memcpy(m->mem, im->contents, words * 8);
+	memcpy(m->pages, im->pages, im->npages * sizeof(*m->pages));
+	memcpy(m->regions, im->regions, im->nregions * sizeof(*m->regions));
+	for (u32 i = 0; i < im->npages; i++)
+		page_limits(&m->pages[i]);
+	memset(m->tlb, 0xff, sizeof(m->tlb));
+	m->lowest_main = ~0ull;
+	return s;
+}
+
+static void fresh(struct search *s)
+{
+	s->m->nfindings = 0;
+	s->m->overflow = false;
+	s->nout = 0;
+	s->m->guest_insns = s->m->interleavings = s->m->executed = s->m->boundaries = 0;
+	s->hits = s->misses = 0;
+}
+
+/* All nestings from a context with one first event. */
+EXPORT int atomicist_certify(struct search *s, const u64 *regs, u32 vector, u32 expect_df, u32 no_stack, u32 brute)
+{
+	fresh(s);
+	s->brute = brute;
+	return certify(s, regs, vector, expect_df, no_stack);
+}
+
+/* All schedules of at most `budget` events, vectors in `offered`, first in `first`. */
+EXPORT int atomicist_enumerate(struct search *s, const u64 *regs, u32 budget, u32 offered, u32 first,
+			       u32 expect_df, u32 no_stack, u32 stop, int (*run)(struct machine *, u64))
+{
+	fresh(s);
+	s->budget = budget;
+	s->offered = offered;
+	s->first = first;
+	s->stop = stop;
+	s->run = run;
+	s->broken_slot = NSLOTS;
+	return enumerate(s, regs, expect_df, no_stack);
+}
+
+EXPORT void atomicist_totals(const struct search *s, struct totals *t)
+{
+	const struct machine *m = s->m;
+
+	*t = (struct totals){
+		.guest_insns = m->guest_insns, .interleavings = m->interleavings, .executed = m->executed,
+		.boundaries = m->boundaries, .hits = s->hits, .misses = s->misses,
+		.worst_commit = m->worst_commit, .lowest_main = m->lowest_main, .findings = m->nfindings,
+		.emitted = s->nout, .overflow = m->overflow, .broken_slot = s->broken_slot,
+		.broken_where = s->broken_where,
+	};
+}
+
+EXPORT const struct finding *atomicist_findings(const struct search *s)
+{
+	return s->m->findings;
+}
+
+EXPORT const struct emitted *atomicist_emitted(const struct search *s)
+{
+	return s->out;
+}
+
+EXPORT const u8 *atomicist_covers(const struct search *s)
+{
+	return s->covers;
+}

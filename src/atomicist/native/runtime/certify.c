@@ -1,0 +1,462 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Closes all nestings inside an atomic entry from one context, for one first
+ * event, and says for which other contexts the result holds as well.
+ *
+ * Before a commit: at every boundary every vector that is not yet under way is
+ * delivered.  What follows is explored once per *class*: a finished scope is
+ * remembered with the constraints of its course and the places its result was
+ * copied from (`struct memo`); where another boundary satisfies them, its whole
+ * tree of nestings is the same and leads to the same committed states.
+ *
+ * At a commit the image claims that every IST stack is free.  The claim is
+ * taken at its word and the stacks are poisoned, so that states which differ
+ * only in dead memory are equal; each committed state is followed once.
+ *
+ * After a commit an event that arrives finds a context like any other: it is
+ * handed out (`struct emitted`) to be certified in its turn.  That it will come
+ * back unchanged is the induction hypothesis, over the number of events.
+ */
+#include <stdlib.h>
+
+#include "search.h"
+
+
+static int explore(struct search *s, u32 chain, u64 *count);
+
+static bool is_key(u32 slot)
+{
+	for (u32 i = 0; i < NKEY; i++)
+		if (key_slot[i] == slot)
+			return true;
+	return slot == REG_CR4 || slot == REG_TR_BASE || slot == REG_CPUNODE;
+}
+
+/* May a result depend on what `loc` held?  RIP is answered by `covers`. */
+static bool relevant(struct machine *m, u32 loc)
+{
+	if (loc < NSLOTS)
+		return is_key(loc) || loc == REG_RIP;
+	return m->pages[(loc - NSLOTS) / WORDS].flags & CONSTANT;
+}
+
+struct relevance {
+	struct search *s;
+	u64 where;
+	bool rip;
+};
+
+static void check_leaf(void *arg, u32 loc)
+{
+	struct relevance *r = arg;
+
+	if (loc == REG_RIP)
+		r->rip = true;
+	if (!relevant(r->s->m, loc) && r->s->broken_slot == NSLOTS) {
+		r->s->broken_slot = loc;
+		r->s->broken_where = r->where;
+	}
+}
+
+static bool same(struct search *s, const struct memo *memo)
+{
+	struct machine *m = s->m;
+
+	for (u32 i = 0; i < memo->ncop; i++) {
+		u32 loc = memo->cop[i].loc;
+		u64 val = loc < NSLOTS ? m->r[loc] : m->mem[loc - NSLOTS];
+
+		if (val != memo->cop[i].val)
+			return false;
+	}
+	for (u32 i = 0; i < memo->ncon; i++)
+		if (evaluate_now(m, memo->con[i].node) != memo->con[i].val)
+			return false;
+	for (u32 i = 0; i < memo->ncop; i++)
+		if (to_root(m, leaf(m, memo->cop[i].loc)) != memo->cop[i].root)
+			return false;
+	return true;
+}
+
+/* The present scope inherits what the remembered one depended on. */
+static void inherit(struct search *s, const struct memo *memo)
+{
+	struct machine *m = s->m;
+
+	for (u32 i = 0; i < memo->ncon; i++)
+		require(m, substitute_now(m, memo->con[i].node), memo->con[i].val);
+	if (m->scope->parent)
+		for (u32 i = 0; i < memo->ncop; i++)
+			depend(m, leaf(m, memo->cop[i].loc));
+}
+
+static void remember(struct search *s, struct scope *sc, u32 chain, u32 vector, u64 count)
+{
+	struct memo *memo = &s->memo[s->nmemo];
+
+	if (s->nmemo == MAX_MEMO) {
+		s->m->overflow = true;
+		return;
+	}
+	memo->chain = chain;
+	memo->vector = vector;
+	memo->count = count;
+	memo->ncon = sc->ncon;
+	memo->ncop = sc->ncop;
+	memo->con = malloc(sc->ncon * sizeof(*memo->con) + 1);
+	memo->cop = malloc(sc->ncop * sizeof(*memo->cop) + 1);
+	if (!memo->con || !memo->cop) {
+		s->m->overflow = true;
+		return;
+	}
+	memcpy(memo->con, sc->con, sc->ncon * sizeof(*memo->con));
+	memcpy(memo->cop, sc->cop, sc->ncop * sizeof(*memo->cop));
+	s->nmemo++;
+}
+
+/* Deliver `vector` here and explore all that can follow before a commit. */
+static int try_event(struct search *s, u32 chain, u32 vector, u64 *count)
+{
+	struct machine *m = s->m;
+	u64 regs[NSLOTS];
+	u32 rnode[NSLOTS], rscope[NSLOTS], mark = m->nlog;
+	u32 ninst = m->ninst, nsched = m->nsched, steps = m->steps;
+	struct scope *parent = m->scope, *sc;
+	u64 mine = 0;
+	int st;
+
+	for (u32 i = s->nmemo; !s->brute && i-- > 0;) {
+		if (s->memo[i].chain == chain && s->memo[i].vector == vector && same(s, &s->memo[i])) {
+			inherit(s, &s->memo[i]);
+			s->hits++;
+			*count += s->memo[i].count;
+			return GOES_ON;
+		}
+	}
+	s->misses++;
+	sc = malloc(sizeof(*sc));
+	if (!sc) {
+		m->overflow = true;
+		return FOUND;
+	}
+	memcpy(regs, m->r, sizeof(regs));
+	memcpy(rnode, m->rnode, sizeof(rnode));
+	memcpy(rscope, m->rscope, sizeof(rscope));
+	sc->id = m->next_scope++;
+	sc->ncon = sc->ncop = 0;
+	sc->parent = parent;
+	m->scope = sc;
+
+	st = push_event(m, vector);
+	if (st == GOES_ON)
+		st = explore(s, chain * 8 + vector + 1, &mine);
+	else if (st == DOUBLE_FAULT)
+		mine++, st = GOES_ON;
+
+	rollback(m, mark);
+	memcpy(m->r, regs, sizeof(regs));
+	memcpy(m->rnode, rnode, sizeof(rnode));
+	memcpy(m->rscope, rscope, sizeof(rscope));
+	m->root = m->im->user_root_bit && (m->r[REG_CR3] & m->im->user_root_bit);
+	for (u32 i = m->ninst; i-- > ninst;)
+		if (m->inst[i].live_region != ~0u)
+			set_live(m, &m->regions[m->inst[i].live_region], m->inst[i].old_live);
+	m->ninst = ninst;
+	m->nsched = nsched;
+	m->steps = steps;
+	m->early = true;
+	m->scope = parent;
+	*count += mine;
+	if (st == GOES_ON) {
+		for (u32 i = 0; i < sc->ncop; i++) {
+			u32 loc = sc->cop[i].loc;
+
+			sc->cop[i].val = loc < NSLOTS ? m->r[loc] : m->mem[loc - NSLOTS];
+			sc->cop[i].root = to_root(m, leaf(m, loc));
+			if (parent->parent)
+				depend(m, leaf(m, loc));
+		}
+		for (u32 i = 0; i < sc->ncon; i++)
+			require(m, to_parent(m, sc->con[i].node), sc->con[i].val);
+		remember(s, sc, chain, vector, mine);
+	}
+	free(sc);
+	return st;
+}
+
+static u64 mix(u64 h, u64 v)
+{
+	h ^= v + 0x9e3779b97f4a7c15ull + (h << 6) + (h >> 2);
+	return h * 0xff51afd7ed558ccdull;
+}
+
+/* RSP is on the main stack: the IST stacks are said to be free. */
+static int at_commit(struct search *s, u32 chain)
+{
+	struct machine *m = s->m;
+	struct region *reg = region_of(m, m->r[REG_RSP]);
+	struct committed *c = &s->committed[s->ncommitted];
+	u32 steps = m->steps, n = 0;
+	u64 top, h;
+
+	m->pc = m->r[REG_RIP];
+	if (!reg || reg->kind != MAIN_STACK)
+		return report(m, P_CLAIM, m->pc, REG_RSP, 0, m->r[REG_RSP]);
+	if (s->ncommitted == MAX_COMMITTED) {
+		m->overflow = true;
+		return FOUND;
+	}
+	if (steps > m->worst_commit)
+		m->worst_commit = steps;
+	h = chain;
+	for (u32 i = 0; i < NSLOTS; i++) {
+		u32 node = leaf(m, i);
+
+		depend(m, node);
+		c->r[i] = m->r[i];
+		c->rnode[i] = to_root(m, node);
+		h = mix(mix(h, m->r[i]), c->rnode[i]);
+	}
+	top = reg->live < reg->top ? reg->live : reg->top;
+	for (u64 va = m->r[REG_RSP]; va < top; va += 8) {
+		int i = find_page(m, va);
+		u32 loc = NSLOTS + (u32)i * WORDS + (u32)(va & (PAGE - 1)) / 8, node;
+
+		if (n == MAX_LIVE || i < 0) {
+			m->overflow = true;
+			return FOUND;
+		}
+		node = leaf(m, loc);
+		depend(m, node);
+		c->va[n] = va;
+		c->val[n] = m->mem[loc - NSLOTS];
+		c->node[n] = to_root(m, node);
+		h = mix(mix(h, c->val[n]), c->node[n]);
+		n++;
+	}
+	for (u32 i = 0; i < s->ncommitted; i++)
+		if (s->committed[i].hash == h)
+			return GOES_ON;
+	c->hash = h;
+	c->chain = chain;
+	c->nwords = n;
+	memcpy(c->inst, m->inst, sizeof(c->inst));
+	c->ninst = m->ninst;
+	memcpy(c->sched, m->sched, sizeof(c->sched));
+	c->nsched = m->nsched;
+	c->steps = m->steps;
+	s->ncommitted++;
+	return GOES_ON;
+}
+
+/* From here to the commit, with every event at every boundary. */
+static int explore(struct search *s, u32 chain, u64 *count)
+{
+	struct machine *m = s->m;
+	int st;
+
+	for (u32 steps = 0; steps < m->im->max_steps; steps++) {
+		const struct insn *in = insn_at(m, m->r[REG_RIP]);
+
+		if (in && in->place & COMMITTED) {
+			*count += 1;
+			return at_commit(s, chain);
+		}
+		if (in && in->handler) {
+			m->pc = in->va;
+			return report(m, P_CLAIM, in->va, REG_RIP, 0, in->va);
+		}
+		m->boundaries++;
+		for (u32 v = 0; v < NVEC; v++) {
+			bool under_way = !m->im->gates[v].present || m->r[REG_SHADOW];
+
+			for (u32 c = chain; c; c /= 8)
+				under_way |= c % 8 == v + 1;
+			if (under_way)
+				continue;
+			st = try_event(s, chain, v, count);
+			if (st != GOES_ON)
+				return st;
+		}
+		st = step(m);
+		if (st == DOUBLE_FAULT) {
+			*count += 1;
+			return GOES_ON;
+		}
+		if (st != GOES_ON)
+			return st;
+	}
+	m->pc = m->r[REG_RIP];
+	return report(m, P_ENDLESS, m->pc, NSLOTS, m->im->max_steps, 0);
+}
+
+static void emit(struct search *s, u64 rsp)
+{
+	struct machine *m = s->m;
+	struct relevance rel = { .s = s, .where = m->r[REG_RIP] };
+	struct emitted *e;
+	u64 h = m->r[REG_RIP];
+	u32 i;
+
+	for (i = 0; i < NKEY; i++) {
+		leaves(m, leaf(m, key_slot[i]), check_leaf, &rel);
+		h = mix(h, key_slot[i] == REG_RSP ? rsp : m->r[key_slot[i]]);
+	}
+	/* the interrupted RIP may not decide where a later event hits */
+	if (rel.rip && s->broken_slot == NSLOTS) {
+		s->broken_slot = REG_RIP;
+		s->broken_where = rel.where;
+	}
+	h |= 1;
+	for (i = (u32)(h >> 32) & (s->seen_size - 1); s->seen[i]; i = (i + 1) & (s->seen_size - 1))
+		if (s->seen[i] == h)
+			return;
+	if (s->nout == s->capout || s->nseen * 2 > s->seen_size) {
+		m->overflow = true;
+		return;
+	}
+	s->seen[i] = h;
+	s->nseen++;
+	e = &s->out[s->nout++];
+	for (i = 0; i < NKEY; i++)
+		e->r[i] = key_slot[i] == REG_RSP ? rsp : m->r[key_slot[i]];
+	e->rip = m->r[REG_RIP];
+	e->nevents = m->nsched;
+	e->steps = m->steps;
+	memcpy(e->events, m->sched, sizeof(e->events));
+}
+
+/* Follow one committed state until the first context runs again. */
+static int follow(struct search *s, struct committed *c)
+{
+	struct machine *m = s->m;
+	int st;
+
+	for (u32 i = 0; i < NSLOTS; i++) {
+		m->r[i] = c->r[i];
+		m->rnode[i] = c->rnode[i];
+		m->rscope[i] = m->scope->id;
+	}
+	m->root = m->im->user_root_bit && (m->r[REG_CR3] & m->im->user_root_bit);
+	memcpy(m->inst, c->inst, sizeof(m->inst));
+	m->ninst = c->ninst;
+	memcpy(m->sched, c->sched, sizeof(m->sched));
+	m->nsched = c->nsched;
+	m->steps = c->steps;
+	m->early = false;
+	for (u32 i = 1; i < m->ninst; i++)
+		m->inst[i].abandoned = 1;
+	for (u32 i = 0; i < m->im->nregions; i++) {
+		struct region *reg = &m->regions[i];
+
+		if (reg->kind == IST_STACK)
+			poison(m, reg->bottom, reg->top);
+		else if (reg->kind == MAIN_STACK)
+			poison(m, reg->bottom, m->r[REG_RSP]);
+	}
+	for (u32 i = 0; i < c->nwords; i++) {
+		int p = find_page(m, c->va[i]);
+		u32 w = (u32)p * WORDS + (u32)(c->va[i] & (PAGE - 1)) / 8;
+
+		log_word(m, w + NSLOTS);
+		m->mem[w] = c->val[i];
+		m->mnode[w] = c->node[i];
+		m->mscope[w] = m->scope->id;
+	}
+	for (u32 steps = 0; steps < m->im->max_steps; steps++) {
+		const struct insn *in = insn_at(m, m->r[REG_RIP]);
+
+		m->boundaries++;
+		emit(s, m->r[REG_RSP]);
+		if (in && in->handler) {
+			struct region *reg = region_of(m, m->r[REG_RSP]);
+
+			/* deeper in the handler, on either alignment */
+			for (u32 k = 0; reg && k < NDEPTHS; k++)
+				if (m->r[REG_RSP] - depths[k] >= reg->bottom)
+					emit(s, m->r[REG_RSP] - depths[k]);
+			st = at_handler(m, in->handler - 1);
+		} else {
+			st = step(m);
+		}
+		if (st == DONE)
+			return GOES_ON;
+		if (st != GOES_ON)
+			return st;
+	}
+	m->pc = m->r[REG_RIP];
+	return report(m, P_ENDLESS, m->pc, NSLOTS, m->im->max_steps, 0);
+}
+
+/* For which instructions, in place of the interrupted one, does the result hold? */
+static void coverage(struct search *s, struct scope *root)
+{
+	struct machine *m = s->m;
+
+	memset(s->covers, 1, m->im->ninsns);
+	for (u32 i = 0; i < root->ncon; i++) {
+		struct relevance rel = { .s = s, .where = root->con[i].where };
+
+		leaves(m, root->con[i].node, check_leaf, &rel);
+		if (!rel.rip)
+			continue;
+		for (u32 k = 0; k < m->im->ninsns; k++)
+			if (evaluate_with(m, root->con[i].node, REG_RIP, m->im->insns[k].va) != root->con[i].val)
+				s->covers[k] = 0;
+	}
+}
+
+/*
+ * All nestings from the context `regs` with `vector` first.
+ * Returns GOES_ON or FOUND; details are in the machine and the search.
+ */
+int certify(struct search *s, const u64 *regs, u32 vector, u32 expect_df, u32 no_stack)
+{
+	struct machine *m = s->m;
+	struct scope *root = malloc(sizeof(*root));
+	u64 count = 0;
+	int st;
+
+	if (!root)
+		return FOUND;
+	m->shadow = true;
+	m->nlog = 0;
+	m->nnodes = 1;
+	memset(m->node_hash, 0, m->hash_size * sizeof(*m->node_hash));
+	memset(m->rscope, 0, sizeof(m->rscope));
+	memset(m->mscope, 0, m->im->npages * WORDS * sizeof(*m->mscope));
+	s->nmemo = s->ncommitted = 0;
+	s->broken_slot = NSLOTS;
+	m->expect_df = expect_df;
+	m->no_stack = no_stack;
+	m->worst_commit = 0;
+	m->next_scope = 2;
+	root->id = 1;
+	root->ncon = root->ncop = 0;
+	root->parent = NULL;
+	m->scope = root;
+	begin(m, regs);
+
+	st = push_event(m, vector);
+	if (st == GOES_ON)
+		st = explore(s, vector + 1, &count);
+	else if (st == DOUBLE_FAULT)
+		st = GOES_ON;
+	m->interleavings += count;
+	rollback(m, 0);
+	for (u32 i = 0; st == GOES_ON && i < s->ncommitted; i++) {
+		begin(m, regs);
+		st = follow(s, &s->committed[i]);
+		rollback(m, 0);
+	}
+	if (st == GOES_ON && expect_df && s->ncommitted)
+		st = report(m, P_NO_DOUBLE_FAULT, regs[REG_RIP], NSLOTS, 0, 0);
+	coverage(s, root);
+	for (u32 i = 0; i < s->nmemo; i++) {
+		free(s->memo[i].con);
+		free(s->memo[i].cop);
+	}
+	begin(m, regs);
+	free(root);
+	return st == GOES_ON ? GOES_ON : FOUND;
+}

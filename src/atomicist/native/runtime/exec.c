@@ -1,0 +1,407 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Executes IR.  One interpreter for instructions and for the microcode of
+ * delivery, with or without following dependences (`shadow`).
+ */
+#include "model.h"
+
+const struct insn *insn_at(struct machine *m, u64 va)
+{
+	u32 i = (u32)((va * 0x9e3779b97f4a7c15ull) >> 40) & m->insn_mask;
+
+	while (m->insn_hash[i]) {
+		const struct insn *in = &m->im->insns[m->insn_hash[i] - 1];
+
+		if (in->va == va)
+			return in;
+		i = (i + 1) & m->insn_mask;
+	}
+	return NULL;
+}
+
+static inline u32 natural(u32 slot)
+{
+	return slot_size[slot];
+}
+
+static inline u128 get(struct machine *m, const struct var *v)
+{
+	u64 x;
+
+	if (v->space == SPACE_CONST)
+		return v->val;
+	if (v->space == SPACE_TMP)
+		return v->size >= 16 ? m->tmp[v->val].v :
+		       v->size > 8 ? m->tmp[v->val].v & (((u128)1 << (8 * v->size)) - 1) :
+		       (u128)((u64)m->tmp[v->val].v & MASK(v->size));
+	x = m->r[v->val >> 3] >> (8 * (v->val & 7));
+	return x & MASK(v->size);
+}
+
+static u32 get_node(struct machine *m, const struct var *v)
+{
+	u32 n, slot = (u32)(v->val >> 3), sub = (u32)(v->val & 7);
+
+	if (v->space == SPACE_CONST)
+		return 0;
+	if (v->space == SPACE_TMP) {
+		n = m->tmp[v->val].node;
+		if (n && v->size < m->nodes[n].size)
+			n = mk_node(m, CODE_SUBPIECE, v->size, n, 0, m->nodes[n].size, 0, 0, 4, (u64)get(m, v));
+		return n;
+	}
+	n = leaf(m, slot);
+	if (n && (sub || v->size < natural(slot)))
+		n = mk_node(m, CODE_SUBPIECE, v->size, n, 0, 8, 0, sub, 4, (u64)get(m, v));
+	return n;
+}
+
+static void set_reg_node(struct machine *m, u32 slot, u32 node)
+{
+	m->rnode[slot] = node;
+	m->rscope[slot] = m->scope->id;
+}
+
+static void put(struct machine *m, const struct var *v, u128 val, u32 node)
+{
+	u32 slot = (u32)(v->val >> 3), sub = (u32)(v->val & 7);
+
+	if (v->space == SPACE_TMP) {
+		m->tmp[v->val].v = val;
+		m->tmp[v->val].node = node;
+		return;
+	}
+	if (sub == 0 && v->size == natural(slot)) {
+		m->r[slot] = (u64)val & MASK(v->size);
+		if (m->shadow)
+			set_reg_node(m, slot, node);
+		return;
+	}
+	if (m->shadow) {
+		u32 old = leaf(m, slot);
+
+		/* a merge of two values: pin both, so that the result is a constant */
+		require(m, old, m->r[slot]);
+		require(m, node, (u64)val);
+		set_reg_node(m, slot, 0);
+	}
+	m->r[slot] &= ~(MASK(v->size) << (8 * sub));
+	m->r[slot] |= ((u64)val & MASK(v->size)) << (8 * sub);
+}
+
+/* Where a refused access is explained: which page-table rule said no. */
+static int refuse(struct machine *m, u64 va, u32 access, bool write)
+{
+	int i = find_page(m, va);
+	u32 number = VECTOR_PF, why;
+
+	if ((u64)((int64_t)va >> 47) + 1 > 1) {
+		number = access == ACCESS_STACK || access == ACCESS_SYSTEM ? VECTOR_SS : VECTOR_GP;
+		why = P_NON_CANONICAL;
+	} else if (i < 0) {
+		why = P_UNMAPPED;
+	} else if (!(m->pages[i].flags & (m->root ? USER_ROOT : KERNEL_ROOT))) {
+		why = P_NOT_IN_USER_TABLES;
+	} else if (m->pages[i].flags & USER_PAGE) {
+		why = P_USER_MEMORY;
+	} else if (write && !(m->pages[i].flags & WRITABLE)) {
+		why = P_READ_ONLY;
+	} else if (write) {
+		return report(m, P_LIVE_OVERWRITTEN, va, NSLOTS, 0, 0);
+	} else {
+		why = P_UNMAPPED;
+	}
+	return fault(m, number, why, va);
+}
+
+static inline int translate(struct machine *m, u64 va, u32 size, bool write, u32 access, u64 **p, u32 *loc)
+{
+	int i = find_page(m, va);
+	u32 off = (u32)(va & (PAGE - 1));
+
+	if (i < 0 || off + size > (write ? m->pages[i].wlimit : m->pages[i].rlimit)[m->root])
+		return refuse(m, va, access, write);
+	if (access == ACCESS_GS && m->r[REG_GSBASE] != m->im->kernel_gsbase)
+		return report(m, P_FOREIGN_GSBASE, va, REG_GSBASE, m->im->kernel_gsbase, m->r[REG_GSBASE]);
+	if (write && m->early && !(m->pages[i].flags & SCRATCH))
+		return report(m, P_WRITE_OUTSIDE, va, NSLOTS, 0, 0);
+	*loc = (u32)i * WORDS + off / 8;
+	*p = &m->mem[*loc];
+	*loc += NSLOTS;
+	return GOES_ON;
+}
+
+static int load(struct machine *m, const struct op *op)
+{
+	u64 va = (u64)get(m, &op->in[0]), *p, val;
+	u32 loc, size = op->out.size, sub = (u32)(va & 7), node = 0;
+	int st;
+
+	if (m->shadow)
+		require(m, get_node(m, &op->in[0]), va);
+	if (sub + size > 8) {
+		u64 hi, *q;
+		u32 hloc, part = 8 - sub;
+
+		if (size > 8)
+			return report(m, P_UNMODELLED, va, NSLOTS, 0, size);
+		st = translate(m, va, part, false, (u32)op->in[1].val, &p, &loc);
+		if (st == GOES_ON)
+			st = translate(m, va + part, size - part, false, (u32)op->in[1].val, &q, &hloc);
+		if (st != GOES_ON)
+			return st;
+		hi = *q;
+		val = (*p >> (8 * sub) | hi << (8 * part)) & MASK(size);
+		if (m->shadow) {
+			require(m, leaf(m, loc), *p);
+			require(m, leaf(m, hloc), hi);
+		}
+	} else {
+		st = translate(m, va, size, false, (u32)op->in[1].val, &p, &loc);
+		if (st != GOES_ON)
+			return st;
+		val = *p >> (8 * sub) & MASK(size);
+		if (m->shadow) {
+			node = leaf(m, loc);
+			if (node && size < 8)
+				node = mk_node(m, CODE_SUBPIECE, size, node, 0, 8, 0, sub, 4, val);
+		}
+	}
+	put(m, &op->out, val, node);
+	return GOES_ON;
+}
+
+static int store_part(struct machine *m, u64 va, u64 val, u32 size, u32 access, u32 node)
+{
+	u64 *p;
+	u32 loc, sub = (u32)(va & 7);
+	int st = translate(m, va, size, true, access, &p, &loc);
+
+	if (st != GOES_ON)
+		return st;
+	if (size == 8) {
+		log_word(m, loc);
+		*p = val;
+		if (m->shadow) {
+			m->mnode[loc - NSLOTS] = node;
+			m->mscope[loc - NSLOTS] = m->scope->id;
+		}
+		return GOES_ON;
+	}
+	if (m->shadow) {
+		require(m, leaf(m, loc), *p);
+		require(m, node, val);
+	}
+	log_word(m, loc);
+	*p &= ~(MASK(size) << (8 * sub));
+	*p |= (val & MASK(size)) << (8 * sub);
+	if (m->shadow) {
+		m->mnode[loc - NSLOTS] = 0;
+		m->mscope[loc - NSLOTS] = m->scope->id;
+	}
+	return GOES_ON;
+}
+
+static int store(struct machine *m, const struct op *op)
+{
+	u64 va = (u64)get(m, &op->in[0]), val = (u64)get(m, &op->in[1]);
+	u32 size = op->in[1].size, sub = (u32)(va & 7), node = 0, access = (u32)op->in[2].val;
+	int st;
+
+	if (m->shadow) {
+		require(m, get_node(m, &op->in[0]), va);
+		node = get_node(m, &op->in[1]);
+	}
+	if (size > 8)
+		return report(m, P_UNMODELLED, va, NSLOTS, 0, size);
+	if (sub + size <= 8)
+		return store_part(m, va, val, size, access, node);
+	if (m->shadow)
+		require(m, node, val);
+	st = store_part(m, va, val & MASK(8 - sub), 8 - sub, access, 0);
+	if (st != GOES_ON)
+		return st;
+	return store_part(m, va + 8 - sub, val >> (8 * (8 - sub)), size - (8 - sub), access, 0);
+}
+
+static u128 wide(struct machine *m, const struct op *op)
+{
+	u128 a = get(m, &op->in[0]), b = op->in[1].size ? get(m, &op->in[1]) : 0;
+	u32 n;
+
+	switch (op->code) {
+	case CODE_COPY: case CODE_INT_ZEXT: return a;
+	case CODE_INT_SEXT:
+		n = 128 - 8 * op->in[0].size;
+		return (u128)((__int128)(a << n) >> n);
+	case CODE_INT_ADD: return a + b;
+	case CODE_INT_SUB: return a - b;
+	case CODE_INT_MULT: return a * b;
+	case CODE_INT_AND: return a & b;
+	case CODE_INT_OR: return a | b;
+	case CODE_INT_XOR: return a ^ b;
+	case CODE_INT_LEFT: return b < 128 ? a << b : 0;
+	case CODE_INT_RIGHT: return b < 128 ? a >> b : 0;
+	case CODE_INT_EQUAL: return a == b;
+	case CODE_INT_NOTEQUAL: return a != b;
+	case CODE_SUBPIECE: return a >> (8 * b);
+	default: return ~(u128)0;
+	}
+}
+
+static int pure(struct machine *m, const struct op *op)
+{
+	u32 na = 0, nb = 0, node = 0, two = op->in[1].size != 0;
+	u128 val;
+
+	if (m->shadow) {
+		na = get_node(m, &op->in[0]);
+		nb = two ? get_node(m, &op->in[1]) : 0;
+	}
+	if (op->out.size > 8 || op->in[0].size > 8) {
+		val = wide(m, op);
+		require(m, na, (u64)get(m, &op->in[0]));
+		if (two)
+			require(m, nb, (u64)get(m, &op->in[1]));
+		put(m, &op->out, op->out.size < 8 ? val & MASK(op->out.size) : val, 0);
+		return GOES_ON;
+	}
+	val = apply(op->code, (u64)get(m, &op->in[0]), op->in[0].size,
+		    two ? (u64)get(m, &op->in[1]) : 0, op->in[1].size, op->out.size);
+	if (na || nb) {
+		bool same = (op->code == CODE_INT_XOR || op->code == CODE_INT_SUB) && na == nb;
+
+		if (!same)
+			node = mk_node(m, op->code, op->out.size, na, (u64)get(m, &op->in[0]), op->in[0].size,
+				       nb, two ? (u64)get(m, &op->in[1]) : 0, op->in[1].size, (u64)val);
+	}
+	put(m, &op->out, val, node);
+	return GOES_ON;
+}
+
+static int taken(struct machine *m, const struct var *v, bool *yes)
+{
+	*yes = get(m, v) != 0;
+	if (m->shadow)
+		require(m, get_node(m, v), (u64)get(m, v));
+	return GOES_ON;
+}
+
+static int run_ops(struct machine *m, u32 first, u32 count, u64 *next)
+{
+	const struct op *ops = m->im->ops + first;
+
+	for (u32 i = 0; i < count; i++) {
+		const struct op *op = &ops[i];
+		bool yes;
+		int st = GOES_ON;
+
+		switch (op->code) {
+		case CODE_LOAD: st = load(m, op); break;
+		case CODE_STORE: st = store(m, op); break;
+		case CODE_BRANCH: *next = op->in[0].val; return GOES_ON;
+		case CODE_CBRANCH:
+			taken(m, &op->in[1], &yes);
+			if (yes) {
+				*next = op->in[0].val;
+				return GOES_ON;
+			}
+			break;
+		case CODE_BRANCHIND:
+			*next = (u64)get(m, &op->in[0]);
+			/* where IRET resumes is judged by the observer, not by a branch */
+			if (m->shadow && !m->note)
+				require(m, get_node(m, &op->in[0]), *next);
+			return GOES_ON;
+		case CODE_JUMP: i = (u32)op->in[0].val - 1; break;
+		case CODE_CJUMP:
+			taken(m, &op->in[1], &yes);
+			if (yes)
+				i = (u32)op->in[0].val - 1;
+			break;
+		case CODE_FAULT:
+			taken(m, &op->in[2], &yes);
+			if (yes)
+				return fault(m, (u32)op->in[0].val, P_FAULT, (u64)get(m, &op->in[1]));
+			break;
+		case CODE_UNKNOWN:
+			taken(m, &op->in[0], &yes);
+			if (yes) {
+				st = report(m, P_UNMODELLED, m->pc, NSLOTS, 0, 0);
+				m->findings[m->nfindings ? m->nfindings - 1 : 0].text = op->text;
+				return st;
+			}
+			break;
+		case CODE_NOTE: m->note |= 1u << op->in[0].val; break;
+		default: st = pure(m, op);
+		}
+		if (st != GOES_ON)
+			return st;
+	}
+	return GOES_ON;
+}
+
+static void update_root(struct machine *m)
+{
+	m->root = m->im->user_root_bit && (m->r[REG_CR3] & m->im->user_root_bit);
+}
+
+/* Execute the instruction at RIP. */
+int step(struct machine *m)
+{
+	u64 pc = m->r[REG_RIP], next;
+	const struct insn *in = insn_at(m, pc);
+	int st, i;
+
+	m->pc = pc;
+	if (!in)
+		return report(m, P_NO_CODE, pc, NSLOTS, 0, 0);
+	i = find_page(m, pc);
+	if (i < 0 || !(m->pages[i].flags & (m->root ? USER_ROOT : KERNEL_ROOT)))
+		return fault(m, VECTOR_PF, P_FETCH, pc);
+	next = pc + in->size;
+	m->note = 0;
+	m->guest_insns++;
+	m->steps++;
+	/* LEA and calls name RIP as a constant: the slot is set for delivery */
+	st = run_ops(m, in->first, in->count, &next);
+	if (st != GOES_ON)
+		return st;
+	if (!(m->note & (1u << NOTE_IRET | 1u << NOTE_SYSRET))) {
+		m->r[REG_RIP] = next;
+		if (m->shadow) {
+			m->rnode[REG_RIP] = 0;
+			m->rscope[REG_RIP] = m->scope->id;
+		}
+	}
+	if (m->r[REG_SHADOW])
+		m->r[REG_SHADOW]--;
+	if (m->note) {
+		update_root(m);
+		if (m->shadow && m->note & 1u << NOTE_WRITE_CR3 && m->im->user_root_bit)
+			require(m, mk_node(m, CODE_INT_AND, 8, leaf(m, REG_CR3), 0, 8, 0,
+					   m->im->user_root_bit, 8, m->r[REG_CR3] & m->im->user_root_bit),
+				m->r[REG_CR3] & m->im->user_root_bit);
+		if (m->note & (1u << NOTE_IRET | 1u << NOTE_SYSRET))
+			return at_return(m);
+	}
+	return GOES_ON;
+}
+
+/* Deliver an event of the search (vector < NVEC) or a fault through its gate. */
+int deliver(struct machine *m, u32 index, u64 error)
+{
+	const struct gate *g = &m->im->gates[index];
+	u64 next = 0;
+
+	m->note = 0;
+	m->tmp[0].v = error;
+	m->tmp[0].node = 0;
+	m->pc = m->r[REG_RIP];
+	if (m->shadow && m->im->user_root_bit)
+		require(m, mk_node(m, CODE_INT_AND, 8, leaf(m, REG_CR3), 0, 8, 0, m->im->user_root_bit, 8,
+				   m->r[REG_CR3] & m->im->user_root_bit),
+			m->r[REG_CR3] & m->im->user_root_bit);
+	update_root(m);
+	return run_ops(m, g->first, g->count, &next);
+}

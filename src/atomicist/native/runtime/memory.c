@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* Guest memory: pages, two page-table roots, live parts of stacks, undo. */
+#include "model.h"
+
+int find_page(struct machine *m, u64 va)
+{
+	u64 base = va & ~(u64)(PAGE - 1);
+	u32 h = (u32)((base >> 12) ^ (base >> 21)) & 255;
+	u32 i = m->tlb[h];
+
+	if (i < m->im->npages && m->pages[i].base == base)
+		return (int)i;
+	for (i = 0; i < m->im->npages; i++) {
+		if (m->pages[i].base == base) {
+			m->tlb[h] = i;
+			return (int)i;
+		}
+	}
+	return -1;
+}
+
+struct region *region_of(struct machine *m, u64 va)
+{
+	for (u32 i = 0; i < m->im->nregions; i++)
+		if (va >= m->regions[i].bottom && va < m->regions[i].top)
+			return &m->regions[i];
+	return NULL;
+}
+
+/* Words from `live` up belong to the interrupted context: refuse to write them. */
+void set_live(struct machine *m, struct region *reg, u64 live)
+{
+	reg->live = live;
+	for (u64 base = reg->bottom & ~(u64)(PAGE - 1); base < reg->top; base += PAGE) {
+		int i = find_page(m, base);
+		u32 limit, flags;
+
+		if (i < 0)
+			continue;
+		flags = m->pages[i].flags;
+		limit = live <= base ? 0 : live - base < PAGE ? (u32)(live - base) : PAGE;
+		m->pages[i].wlimit[0] = flags & WRITABLE && flags & KERNEL_ROOT ? limit : 0;
+		m->pages[i].wlimit[1] = flags & WRITABLE && flags & USER_ROOT ? limit : 0;
+	}
+}
+
+void log_word(struct machine *m, u32 loc)
+{
+	struct undo *u;
+
+	if (m->nlog == m->caplog) {
+		m->overflow = true;
+		return;
+	}
+	u = &m->log[m->nlog++];
+	u->loc = loc;
+	u->old = m->mem[loc - NSLOTS];
+	if (m->shadow) {
+		u->node = m->mnode[loc - NSLOTS];
+		u->scope = m->mscope[loc - NSLOTS];
+	}
+}
+
+void rollback(struct machine *m, u32 mark)
+{
+	while (m->nlog > mark) {
+		struct undo *u = &m->log[--m->nlog];
+		u32 w = u->loc - NSLOTS;
+
+		m->mem[w] = u->old;
+		if (m->shadow) {
+			m->mnode[w] = u->node;
+			m->mscope[w] = u->scope;
+		}
+	}
+}
+
+/* Overwrite free memory with values that betray any use of them. */
+void poison(struct machine *m, u64 from, u64 to)
+{
+	for (u64 va = (from + 7) & ~7ull; va < to; va += 8) {
+		int i = find_page(m, va);
+		u64 val = POISON | (va & 0xffffff);
+		u32 w;
+
+		if (i < 0)
+			continue;
+		w = (u32)i * WORDS + (u32)(va & (PAGE - 1)) / 8;
+		if (m->mem[w] == val && !(m->shadow && (m->mnode[w] || m->mscope[w] != m->scope->id)))
+			continue;
+		log_word(m, w + NSLOTS);
+		m->mem[w] = val;
+		if (m->shadow) {
+			m->mnode[w] = 0;
+			m->mscope[w] = m->scope->id;
+		}
+	}
+}
+
+bool read_word(struct machine *m, u64 va, u64 *val)
+{
+	int i = find_page(m, va);
+
+	if (i < 0 || (va & 7))
+		return false;
+	*val = m->mem[(u32)i * WORDS + (u32)(va & (PAGE - 1)) / 8];
+	return true;
+}

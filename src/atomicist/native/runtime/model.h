@@ -1,0 +1,298 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The data of the native runtime: IR tables, memory, machine, observer.
+ *
+ * Everything that has a meaning (register numbers, operation codes, the flag
+ * table) comes from tables.h, which is printed from the Python tables that
+ * define it.  Addresses are guest addresses; a `loc` numbers an 8-byte place:
+ * register slots first, then the words of all pages, one after another.
+ */
+#ifndef ATOMICIST_MODEL_H
+#define ATOMICIST_MODEL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "tables.h"
+
+typedef uint8_t u8;
+typedef uint32_t u32;
+typedef uint64_t u64;
+typedef unsigned __int128 u128;
+
+#define PAGE 4096u
+#define WORDS (PAGE / 8)
+#define NVEC 4			/* NMI, DB, MC, VC: the events of the search */
+#define MAX_CHAIN 12
+#define MAX_TEMPS 256
+
+struct var {
+	u64 val;		/* constant, register byte offset, temporary */
+	u32 space;
+	u32 size;
+};
+
+struct op {
+	u32 code;
+	u32 text;
+	struct var out;
+	struct var in[3];
+};
+
+struct insn {
+	u64 va;
+	u32 first;
+	u32 count;
+	u32 size;
+	u32 flow;
+	u32 place;		/* enum place */
+	u32 handler;		/* vector + 1 of a handler that starts here */
+};
+
+/* What a location in the image means to the observer. */
+enum place {
+	IN_ENTRY	= 1,	/* entry text: may be interrupted and replaced */
+	COMMITTED	= 2,	/* label: from here the IST stacks are free */
+	DELIBERATE	= 4,	/* part of a deliberate double fault */
+	NO_ROOM		= 8,	/* ... for want of room on the main stack */
+};
+
+enum page_flags {
+	KERNEL_ROOT	= 1,	/* mapped in the kernel's page tables */
+	USER_ROOT	= 2,	/* mapped in the user's page tables too */
+	USER_PAGE	= 4,	/* U/S bit: user memory */
+	WRITABLE	= 8,
+	EXECUTABLE	= 16,
+	CONSTANT	= 32,	/* never written; same in all contexts */
+	SCRATCH		= 64,	/* the entry may write here before its commit */
+};
+
+enum region_kind { OTHER, IST_STACK, MAIN_STACK, TASK_STACK, ENTRY_STACK, IRQ_STACK };
+
+struct page {
+	u64 base;
+	u32 flags;
+	u32 region;
+	u32 rlimit[2];		/* by root: bytes [0, limit) may be read ... */
+	u32 wlimit[2];		/* ... and written; 0: not mapped there */
+};
+
+struct region {
+	u64 bottom;
+	u64 top;
+	u32 kind;
+	u32 vector;		/* of an IST stack: its vector, or NVEC (#DF) */
+	u64 live;		/* [live, top) belongs to the interrupted context */
+};
+
+struct gate {
+	u32 first;		/* delivery microcode */
+	u32 count;
+	u32 number;		/* hardware vector */
+	u32 present;
+};
+
+struct image {
+	const struct op *ops;
+	const struct insn *insns;
+	u32 ninsns;
+	u32 npages;
+	u32 nregions;
+	u32 ngates;
+	const struct page *pages;
+	const u64 *contents;	/* npages * WORDS */
+	const struct region *regions;
+	const struct gate *gates;	/* NVEC events first, then faults */
+	u64 user_root_bit;	/* of CR3; 0 without PTI */
+	u64 kernel_gsbase;
+	u64 kernel_cr3;
+	u32 claims;		/* the image has COMMITTED labels */
+	u32 reserve;		/* bytes a handler may count on */
+	u32 slot_bytes;
+	u32 max_steps;
+};
+
+/* One write that can be taken back. */
+struct undo {
+	u64 old;
+	u32 loc;
+	u32 node;
+	u32 scope;
+	u32 pad;
+};
+
+/* A value as a function of the state in which its scope began. */
+struct node {
+	u64 val;
+	u64 va, vb;		/* inputs that are constants */
+	u32 a, b;		/* inputs that are nodes; LEAF: a = loc, b = parent's node */
+	u32 code;		/* CODE_*, or LEAF */
+	u32 scope;
+	u8 size, sa, sb;
+};
+
+#define LEAF 0xffffu
+
+/* "node has this value": part of the condition under which a run goes this way */
+struct constraint {
+	u32 node;
+	u32 pad;
+	u64 val;
+	u64 where;
+};
+
+/* "this place, whose value the result depends on, holds this" */
+struct copied {
+	u32 loc;
+	u32 root;		/* node of scope 0 */
+	u64 val;
+};
+
+#define MAX_CONSTRAINTS 1024
+#define MAX_COPIED 1024
+
+struct scope {
+	u32 id;
+	u32 ncon;
+	u32 ncop;
+	struct scope *parent;
+	struct constraint con[MAX_CONSTRAINTS];
+	struct copied cop[MAX_COPIED];
+};
+
+struct instance {
+	u32 vector;
+	u32 handled;
+	u32 abandoned;
+	u32 in_entry;		/* hit entry code of a kernel-mode context */
+	u64 x[NSLOTS];		/* the context that it interrupted */
+	u32 live_region;	/* region whose live bound this event moved, or ~0 */
+	u64 old_live;
+	u64 error;
+};
+
+/* How a run ended, and the properties of the specification. Keep in step with
+ * atomicist.spec.properties, which prints tables.h: P_* come from there. */
+enum status { GOES_ON, DONE, FOUND, DOUBLE_FAULT, COMMIT };
+
+struct event {
+	u32 vector;
+	u32 steps;		/* instructions since the event before */
+	u64 rip;
+};
+
+struct finding {
+	u32 property;
+	u32 nevents;
+	struct event events[MAX_CHAIN];
+	u64 rip;
+	u64 expected;
+	u64 found;
+	u32 reg;		/* slot concerned, or NSLOTS */
+	u32 text;		/* text of an UNKNOWN operation, or 0 */
+	u64 address;
+};
+
+struct temp {
+	u128 v;
+	u32 node;
+};
+
+struct machine {
+	const struct image *im;
+	u64 *mem;
+	u32 *mnode;
+	u32 *mscope;
+	struct page *pages;
+	struct region *regions;
+	u32 tlb[256];
+	u32 root;
+	u64 r[NSLOTS];
+	u32 rnode[NSLOTS];
+	u32 rscope[NSLOTS];
+	struct temp tmp[MAX_TEMPS];
+	struct undo *log;
+	u32 nlog, caplog;
+
+	bool shadow;		/* follow dependences */
+	bool early;		/* before the commit of the ongoing entry */
+	struct scope *scope;
+	u32 next_scope;
+	struct node *nodes;
+	u32 nnodes, capnodes;
+	u32 *node_hash;
+	u32 hash_size;
+	u32 *stamp;
+	u64 *stamp_val;
+	u32 now;
+
+	struct instance inst[MAX_CHAIN];
+	u32 ninst;
+	u32 owed[NVEC];
+	struct event sched[MAX_CHAIN];
+	u32 nsched;
+	u32 steps;
+	u32 note;
+	u64 pc;			/* of the instruction under way */
+	struct finding *findings;
+	u32 nfindings, capfindings;
+	u32 *insn_hash;
+	u32 insn_mask;
+	u32 expect_df;		/* this context contradicts itself: only #DF is right */
+	u32 no_stack;		/* the context's RSP is not a kernel stack's (gap) */
+	bool overflow;		/* a table of the search was too small */
+
+	u64 guest_insns;
+	u64 interleavings;
+	u64 executed;
+	u64 boundaries;
+	u32 worst_commit;
+	u64 lowest_main;
+};
+
+/* memory.c */
+int find_page(struct machine *m, u64 va);
+struct region *region_of(struct machine *m, u64 va);
+void poison(struct machine *m, u64 from, u64 to);
+void set_live(struct machine *m, struct region *reg, u64 live);
+void rollback(struct machine *m, u32 mark);
+void log_word(struct machine *m, u32 loc);
+bool read_word(struct machine *m, u64 va, u64 *val);
+
+/* shadow.c */
+u32 leaf(struct machine *m, u32 loc);
+u32 mk_node(struct machine *m, u32 code, u32 size, u32 a, u64 va, u32 sa,
+	    u32 b, u64 vb, u32 sb, u64 val);
+void require(struct machine *m, u32 node, u64 val);
+void depend(struct machine *m, u32 node);
+u32 to_parent(struct machine *m, u32 node);
+u32 to_root(struct machine *m, u32 node);
+u64 evaluate_now(struct machine *m, u32 node);
+u64 evaluate_with(struct machine *m, u32 node, u32 loc, u64 val);
+bool is_origin(struct machine *m, u32 node, u32 loc);
+bool is_origin_bit(struct machine *m, u32 node, u32 bit, u32 loc);
+void leaves(struct machine *m, u32 node, void (*fn)(void *, u32 loc), void *arg);
+u32 substitute_now(struct machine *m, u32 node);
+u64 apply(u32 code, u64 a, u32 sa, u64 b, u32 sb, u32 size);
+
+/* exec.c */
+const struct insn *insn_at(struct machine *m, u64 va);
+int step(struct machine *m);
+int deliver(struct machine *m, u32 vector, u64 error);
+
+/* observe.c */
+int report(struct machine *m, u32 property, u64 address, u32 reg, u64 expected, u64 found);
+int push_event(struct machine *m, u32 vector);
+int at_handler(struct machine *m, u32 vector);
+int at_return(struct machine *m);
+void begin(struct machine *m, const u64 *regs);
+void start_live(struct machine *m);
+int fault(struct machine *m, u32 number, u64 error, u64 address);
+u64 pack_flags(const u64 *r);
+
+#define MASK(size) ((size) >= 8 ? ~0ull : (1ull << (8 * (size))) - 1)
+#define POISON 0xdead57ac00000000ull
+
+#endif

@@ -1,0 +1,368 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The observer: what hardware and handlers can see, and nothing of the scheme.
+ *
+ * It keeps the events delivered and not yet done with, each with the context
+ * it interrupted.  Three moments are judged:
+ *
+ * - a handler is entered: it must be shown the context its event interrupted,
+ *   in a sound environment.  One exception: an event that hit an entry which had
+ *   not reached its own handler may be shown another context *of the entry
+ *   code*, because the entry may be resumed elsewhere as long as all that
+ *   follows is right;
+ * - IRET or SYSRET is executed: the state must be that of an interrupted
+ *   context, in every register; a return into entry code at a place nobody was
+ *   interrupted is the entry's own business; any other return is a loss;
+ * - the first context runs again: no event may be left unhandled.
+ */
+#include "model.h"
+
+int report(struct machine *m, u32 property, u64 address, u32 reg, u64 expected, u64 found)
+{
+	struct finding *f;
+
+	if (m->nfindings == m->capfindings)
+		return FOUND;
+	f = &m->findings[m->nfindings++];
+	memset(f, 0, sizeof(*f));
+	f->property = property;
+	f->nevents = m->nsched;
+	memcpy(f->events, m->sched, sizeof(m->sched));
+	f->rip = m->pc;
+	f->address = address;
+	f->reg = reg;
+	f->expected = expected;
+	f->found = found;
+	return FOUND;
+}
+
+u64 pack_flags(const u64 *r)
+{
+	u64 flags = RFLAGS_FIXED;
+
+	for (u32 i = 0; i < NFLAGS; i++)
+		flags |= r[flag_slot[i]] << flag_bit[i];
+	return flags;
+}
+
+static bool user(const u64 *r)
+{
+	return r[REG_CS] & 3;
+}
+
+static struct region *main_stack(struct machine *m)
+{
+	for (u32 i = 0; i < m->im->nregions; i++)
+		if (m->regions[i].kind == MAIN_STACK)
+			return &m->regions[i];
+	return NULL;
+}
+
+/* Would the levels under way leave a handler less room than it may count on? */
+static bool no_room(struct machine *m)
+{
+	struct region *main = main_stack(m), *reg;
+	u32 j = m->ninst - 1, levels;
+	u64 base;
+
+	if (!main)
+		return false;
+	for (; j > 0; j--) {
+		reg = region_of(m, m->inst[j].x[REG_RSP]);
+		if (user(m->inst[j].x) || !reg || reg->kind != IST_STACK)
+			break;
+	}
+	levels = m->ninst - j;
+	base = main->top;
+	reg = region_of(m, m->inst[j].x[REG_RSP]);
+	if (reg == main && !user(m->inst[j].x) && !m->no_stack)
+		base = m->inst[j].x[REG_RSP] & ~15ull;
+	return base - (u64)levels * m->im->slot_bytes < main->bottom + m->im->reserve;
+}
+
+int fault(struct machine *m, u32 number, u64 why, u64 address)
+{
+	const struct insn *in = insn_at(m, m->pc);
+
+	if (in && in->place & DELIBERATE && number == VECTOR_SS) {
+		if (in->place & NO_ROOM ? no_room(m) : m->expect_df)
+			return DOUBLE_FAULT;
+		return report(m, P_DOUBLE_FAULT, m->pc, NSLOTS, 0, 0);
+	}
+	return report(m, (u32)why, address, NSLOTS, 0, number);
+}
+
+/* Which parts of the stacks does the first context own? */
+void start_live(struct machine *m)
+{
+	u64 rsp = m->r[REG_RSP];
+	bool from_user = user(m->r);
+
+	for (u32 i = 0; i < m->im->nregions; i++) {
+		struct region *reg = &m->regions[i];
+		bool here = !from_user && !m->no_stack && rsp >= reg->bottom && rsp <= reg->top;
+		u64 live = reg->top;
+
+		if (reg->kind == TASK_STACK || reg->kind == ENTRY_STACK || reg->kind == IRQ_STACK)
+			live = here ? rsp : from_user && reg->kind != IRQ_STACK ? reg->top : reg->bottom;
+		else if (reg->kind == MAIN_STACK && here)
+			live = rsp;
+		set_live(m, reg, live);
+	}
+}
+
+/* Put the machine into the context `regs`, with nothing delivered yet. */
+void begin(struct machine *m, const u64 *regs)
+{
+	m->ninst = m->nsched = m->steps = 0;
+	memset(m->owed, 0, sizeof(m->owed));
+	memcpy(m->r, regs, sizeof(m->r));
+	m->root = m->im->user_root_bit && (m->r[REG_CR3] & m->im->user_root_bit);
+	m->early = false;
+	start_live(m);
+}
+
+int push_event(struct machine *m, u32 vector)
+{
+	struct instance *in = &m->inst[m->ninst];
+	const struct insn *at = insn_at(m, m->r[REG_RIP]);
+	struct region *reg;
+
+	if (m->ninst == MAX_CHAIN || m->nsched == MAX_CHAIN) {
+		m->overflow = true;
+		return FOUND;
+	}
+	in->vector = vector;
+	in->handled = in->abandoned = 0;
+	in->in_entry = at && at->place & IN_ENTRY && !user(m->r);
+	in->live_region = ~0u;
+	in->error = vector_error[vector] ? ERROR_TOKEN : ~0ull;
+	memcpy(in->x, m->r, sizeof(m->r));
+	if (vector_fault_class[vector])
+		in->x[REG_RF] = 1;
+	reg = region_of(m, m->r[REG_RSP]);
+	if (m->ninst && reg && !user(m->r) && reg->kind > IST_STACK && reg->live > m->r[REG_RSP]) {
+		in->live_region = (u32)(reg - m->regions);
+		in->old_live = reg->live;
+		set_live(m, reg, m->r[REG_RSP]);
+	}
+	m->ninst++;
+	m->sched[m->nsched++] = (struct event){ .vector = vector, .steps = m->steps, .rip = m->r[REG_RIP] };
+	m->steps = 0;
+	if (m->im->claims)
+		m->early = true;
+	return deliver(m, vector, ERROR_TOKEN);
+}
+
+static u32 word_node(struct machine *m, u64 va)
+{
+	int i = find_page(m, va);
+
+	return leaf(m, NSLOTS + (u32)i * WORDS + (u32)(va & (PAGE - 1)) / 8);
+}
+
+/* The value must come from `slot` of the first context itself, not just equal it. */
+static void same_origin(struct machine *m, u32 node, u32 slot, u64 val)
+{
+	if (!is_origin(m, node, slot))
+		require(m, node, val);
+}
+
+static int check_frame(struct machine *m, struct instance *in, u64 regs, bool first)
+{
+	u64 rip, cs, flags, val;
+	bool other, exact = true;
+	u32 bad = NSLOTS;
+	u64 bad_expected = 0, bad_found = 0;
+
+	if (!read_word(m, regs + PT_RIP, &rip) || !read_word(m, regs + PT_CS, &cs) ||
+	    !read_word(m, regs + PT_RFLAGS, &flags))
+		return report(m, P_HANDLER_CONTEXT, regs, REG_RDI, 0, regs);
+	for (u32 i = 0; i < NPT; i++) {
+		u64 expected = pt_slot[i] == REG_FLAGS_IMAGE ? pack_flags(in->x) : in->x[pt_slot[i]];
+
+		if (!read_word(m, regs + pt_offset[i], &val))
+			return report(m, P_HANDLER_CONTEXT, regs, REG_RDI, 0, regs);
+		if (val != expected) {
+			exact = false;
+			if (bad == NSLOTS) {
+				bad = pt_slot[i] == REG_FLAGS_IMAGE ? REG_CF : pt_slot[i];
+				bad_expected = expected;
+				bad_found = val;
+			}
+		} else if (first && m->shadow && pt_slot[i] != REG_FLAGS_IMAGE) {
+			same_origin(m, word_node(m, regs + pt_offset[i]), pt_slot[i], val);
+		} else if (first && m->shadow) {
+			u32 node = word_node(m, regs + pt_offset[i]);
+
+			for (u32 k = 0; k < NFLAGS; k++)
+				if (!is_origin_bit(m, node, flag_bit[k], flag_slot[k]))
+					require(m, node, val);
+		}
+	}
+	if (!read_word(m, regs + PT_ORIG_AX, &val) || val != ~0ull)
+		return report(m, P_PLACEHOLDER, regs + PT_ORIG_AX, NSLOTS, ~0ull, val);
+	if (exact)
+		return GOES_ON;
+	/* replaced by another context of the entry code? */
+	other = false;
+	for (struct instance *below = m->inst; below < in; below++)
+		other |= !below->handled;
+	if (other && (in->in_entry || in->abandoned) && !(cs & 3)) {
+		const struct insn *to = insn_at(m, rip);
+
+		if (to && to->place & IN_ENTRY) {
+			in->abandoned = 1;
+			return GOES_ON;
+		}
+	}
+	return report(m, P_HANDLER_CONTEXT, regs, bad, bad_expected, bad_found);
+}
+
+static int check_environment(struct machine *m)
+{
+	struct region *reg = region_of(m, m->r[REG_RSP]);
+	const u64 expected[] = { m->im->kernel_gsbase, m->im->kernel_cr3, 0, 0 };
+	const u32 slots[] = { REG_GSBASE, REG_CR3, REG_AC, REG_DF };
+
+	for (u32 i = 0; i < 4; i++) {
+		u64 found = m->r[slots[i]] & (slots[i] == REG_CR3 ? CR3_COMPARED : ~0ull);
+
+		if (m->shadow)
+			require(m, leaf(m, slots[i]), m->r[slots[i]]);
+		if (found != (expected[i] & (slots[i] == REG_CR3 ? CR3_COMPARED : ~0ull)))
+			return report(m, P_ENVIRONMENT, m->pc, slots[i], expected[i], m->r[slots[i]]);
+	}
+	if ((m->r[REG_RSP] & 15) != 8)
+		return report(m, P_ENVIRONMENT, m->pc, REG_RSP, 8, m->r[REG_RSP] & 15);
+	if (!reg)
+		return report(m, P_ENVIRONMENT, m->pc, REG_RSP, 0, m->r[REG_RSP]);
+	if (reg->kind == MAIN_STACK) {
+		if (m->r[REG_RSP] < m->lowest_main)
+			m->lowest_main = m->r[REG_RSP];
+		/* the call and its alignment may use a little of the reserve */
+		if (m->r[REG_RSP] + 32 < reg->bottom + m->im->reserve)
+			return report(m, P_NO_ROOM, m->r[REG_RSP], REG_RSP, reg->bottom + m->im->reserve, m->r[REG_RSP]);
+	}
+	return GOES_ON;
+}
+
+static void set_const(struct machine *m, u32 slot, u64 val)
+{
+	m->r[slot] = val;
+	if (m->shadow) {
+		m->rnode[slot] = 0;
+		m->rscope[slot] = m->scope->id;
+	}
+}
+
+/* The handler as an adversary that keeps to the ABI, and returns. */
+static int adversary(struct machine *m, u32 vector)
+{
+	static const u32 clobbered[] = { REG_RAX, REG_RCX, REG_RDX, REG_RSI, REG_RDI, REG_R8, REG_R9, REG_R10, REG_R11 };
+	static const u32 flags[] = { REG_CF, REG_PF, REG_AF, REG_ZF, REG_SF, REG_OF };
+	struct region *reg = region_of(m, m->r[REG_RSP]);
+	u64 back;
+
+	for (u32 i = 0; i < sizeof(clobbered) / sizeof(clobbered[0]); i++)
+		set_const(m, clobbered[i], POISON | 0xf0f0f0 | (u64)clobbered[i] << 24);
+	for (u32 i = 0; i < sizeof(flags) / sizeof(flags[0]); i++)
+		set_const(m, flags[i], 1);
+	poison(m, reg->bottom, m->r[REG_RSP]);
+	if (vector == EVENT_MC)
+		set_const(m, REG_MCG_STATUS, 0);
+	if (!read_word(m, m->r[REG_RSP], &back))
+		return report(m, P_NO_CODE, m->r[REG_RSP], REG_RSP, 0, m->r[REG_RSP]);
+	if (m->shadow)
+		require(m, word_node(m, m->r[REG_RSP]), back);
+	m->r[REG_RSP] += 8;
+	if (m->shadow) {
+		m->rnode[REG_RSP] = mk_node(m, CODE_INT_ADD, 8, leaf(m, REG_RSP), 0, 8, 0, 8, 8, m->r[REG_RSP]);
+		m->rscope[REG_RSP] = m->scope->id;
+	}
+	set_const(m, REG_RIP, back);
+	m->steps++;
+	return GOES_ON;
+}
+
+int at_handler(struct machine *m, u32 vector)
+{
+	struct instance *in = NULL;
+	int st;
+
+	m->pc = m->r[REG_RIP];
+	for (u32 i = m->ninst; i-- > 0;) {
+		if (m->inst[i].vector == vector && !m->inst[i].handled) {
+			in = &m->inst[i];
+			break;
+		}
+	}
+	if (!in && m->owed[vector]) {
+		m->owed[vector]--;
+		for (u32 i = m->ninst; i-- > 0 && !in;)
+			if (m->inst[i].vector == vector)
+				in = &m->inst[i];
+	}
+	if (!in)
+		return report(m, P_HANDLED_TWICE, m->pc, NSLOTS, 0, vector);
+	st = check_environment(m);
+	if (st == GOES_ON)
+		st = check_frame(m, in, m->r[REG_RDI], in == m->inst);
+	if (st == GOES_ON && vector_error[vector] && m->r[REG_RSI] != in->error)
+		st = report(m, P_HANDLER_CONTEXT, m->pc, REG_RSI, in->error, m->r[REG_RSI]);
+	if (st != GOES_ON)
+		return st;
+	in->handled = 1;
+	return adversary(m, vector);
+}
+
+static bool compared(u32 slot)
+{
+	return slot != REG_NMI_BLOCKED && slot != REG_MCG_STATUS && slot != REG_SHADOW;
+}
+
+int at_return(struct machine *m)
+{
+	const struct insn *to = insn_at(m, m->r[REG_RIP]);
+	struct instance *in;
+	u32 j;
+
+	for (j = m->ninst; j-- > 0;)
+		if (m->inst[j].x[REG_RIP] == m->r[REG_RIP] && m->inst[j].x[REG_RSP] == m->r[REG_RSP] &&
+		    m->inst[j].x[REG_CS] == m->r[REG_CS])
+			break;
+	if (j == ~0u) {
+		if (!user(m->r) && to && to->place & IN_ENTRY) {
+			/* back into the entry: its own business, on constants it made */
+			if (m->shadow) {
+				require(m, leaf(m, REG_RIP), m->r[REG_RIP]);
+				set_const(m, REG_RIP, m->r[REG_RIP]);
+			}
+			return GOES_ON;
+		}
+		return report(m, P_LOST_CONTEXT, m->r[REG_RIP], REG_RIP,
+			      m->ninst ? m->inst[0].x[REG_RIP] : 0, m->r[REG_RIP]);
+	}
+	in = &m->inst[j];
+	for (u32 slot = 0; slot < NSLOTS; slot++) {
+		if (!compared(slot))
+			continue;
+		if (m->r[slot] != in->x[slot])
+			return report(m, P_RESUMED_CONTEXT, m->pc, slot, in->x[slot], m->r[slot]);
+		if (j == 0 && m->shadow)
+			same_origin(m, leaf(m, slot), slot, m->r[slot]);
+	}
+	for (u32 i = m->ninst; i-- > j;) {
+		if (!m->inst[i].handled)
+			m->owed[m->inst[i].vector]++;
+		if (m->inst[i].live_region != ~0u)
+			set_live(m, &m->regions[m->inst[i].live_region], m->inst[i].old_live);
+	}
+	m->ninst = j;
+	if (j)
+		return GOES_ON;
+	for (u32 v = 0; v < NVEC; v++)
+		if (m->owed[v])
+			return report(m, P_EVENT_LOST, m->pc, NSLOTS, 0, v);
+	return DONE;
+}

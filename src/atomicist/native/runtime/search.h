@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* What the two searches keep, and what they hand out. */
+#ifndef ATOMICIST_SEARCH_H
+#define ATOMICIST_SEARCH_H
+
+#include "model.h"
+
+#define MAX_MEMO 8192
+#define MAX_COMMITTED 256
+#define MAX_LIVE (MAX_CHAIN * 32)
+
+/* A finished scope: its course's constraints, its result's ingredients. */
+struct memo {
+	u32 chain;		/* events under way, oldest in the high digits */
+	u32 vector;
+	u32 ncon, ncop;
+	struct constraint *con;
+	struct copied *cop;
+	u64 count;
+};
+
+/* A state just after a commit, with dead memory left out. */
+struct committed {
+	u64 hash;
+	u32 chain;
+	u32 nwords;
+	u64 r[NSLOTS];
+	u32 rnode[NSLOTS];
+	u64 va[MAX_LIVE], val[MAX_LIVE];
+	u32 node[MAX_LIVE];
+	struct instance inst[MAX_CHAIN];
+	u32 ninst;
+	struct event sched[MAX_CHAIN];
+	u32 nsched, steps;
+};
+
+/* A context met after a commit, to be certified in its turn. */
+struct emitted {
+	u64 r[NKEY];
+	u64 rip;
+	u32 nevents;
+	u32 steps;
+	struct event events[MAX_CHAIN];
+};
+
+struct search {
+	struct machine *m;
+	struct memo *memo;
+	u32 nmemo;
+	struct committed *committed;
+	u32 ncommitted;
+	struct emitted *out;
+	u32 nout, capout;
+	u64 *seen;
+	u32 seen_size, nseen;
+	u8 *covers;
+	u32 broken_slot;	/* NSLOTS: the result rests on no value it may not */
+	u64 broken_where;
+	u64 hits, misses;
+	u32 brute;		/* no memo, to check the reduction */
+	/* enumeration */
+	u32 budget;		/* events in one schedule */
+	u32 offered;		/* bit set of vectors */
+	u32 first;
+	u64 *hashes;		/* committed states already followed */
+	u32 hashes_size, nhashes;
+	u32 stop;		/* findings after which to stop */
+	int (*run)(struct machine *m, u64 fuel);	/* compiled code, or NULL */
+};
+
+/* Totals that Python reads in one go. */
+struct totals {
+	u64 guest_insns, interleavings, executed, boundaries, hits, misses;
+	u64 worst_commit, lowest_main, findings, emitted, overflow, broken_slot, broken_where;
+};
+
+int certify(struct search *s, const u64 *regs, u32 vector, u32 expect_df, u32 no_stack);
+int enumerate(struct search *s, const u64 *regs, u32 expect_df, u32 no_stack);
+
+#endif

@@ -1,0 +1,362 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Dependences: what a run's course and result depend on.
+ *
+ * A *scope* begins where an event is about to be delivered.  Inside it every
+ * place (register or word) that was not yet written is a LEAF: "what this
+ * place held when the scope began".  Values computed from leaves are nodes;
+ * a node of 0 means a constant.  Where the course of the run depends on a
+ * value - a branch, an address, a check - `require` records the constraint
+ * that the node has the value it had.  Another state that satisfies all the
+ * constraints of a scope takes the same course, and leaves behind the same
+ * functions of what it began with: this is what makes it sound to explore the
+ * scope once for all of them.
+ *
+ * Scopes nest.  A constraint of an inner scope is carried to the outer one by
+ * replacing each leaf by what the outer scope had in that place (`to_parent`).
+ */
+#include "model.h"
+
+static u64 sext(u64 v, u32 size)
+{
+	u32 n = 64 - 8 * size;
+
+	return (u64)((int64_t)(v << n) >> n);
+}
+
+/* The pure operations on up to 8 bytes; atomicist.isa.arithmetic defines them. */
+u64 apply(u32 code, u64 a, u32 sa, u64 b, u32 sb, u32 size)
+{
+	u64 v;
+
+	switch (code) {
+	case CODE_COPY: case CODE_INT_ZEXT: v = a; break;
+	case CODE_INT_ADD: v = a + b; break;
+	case CODE_INT_SUB: v = a - b; break;
+	case CODE_INT_MULT: v = a * b; break;
+	case CODE_INT_AND: case CODE_BOOL_AND: v = a & b; break;
+	case CODE_INT_OR: case CODE_BOOL_OR: v = a | b; break;
+	case CODE_INT_XOR: case CODE_BOOL_XOR: v = a ^ b; break;
+	case CODE_INT_LEFT: v = b < 8 * sa ? a << b : 0; break;
+	case CODE_INT_RIGHT: v = b < 8 * sa ? a >> b : 0; break;
+	case CODE_INT_SRIGHT: v = (u64)((int64_t)sext(a, sa) >> (b < 8 * sa ? b : 8 * sa - 1)); break;
+	case CODE_INT_EQUAL: v = a == b; break;
+	case CODE_INT_NOTEQUAL: v = a != b; break;
+	case CODE_INT_LESS: v = a < b; break;
+	case CODE_INT_LESSEQUAL: v = a <= b; break;
+	case CODE_INT_SLESS: v = (int64_t)sext(a, sa) < (int64_t)sext(b, sb); break;
+	case CODE_INT_SLESSEQUAL: v = (int64_t)sext(a, sa) <= (int64_t)sext(b, sb); break;
+	case CODE_INT_CARRY: v = ((a + b) & MASK(sa)) < a; break;
+	case CODE_INT_SCARRY: v = ((~(a ^ b) & (a ^ (a + b))) >> (8 * sa - 1)) & 1; break;
+	case CODE_INT_SBORROW: v = (((a ^ b) & (a ^ (a - b))) >> (8 * sa - 1)) & 1; break;
+	case CODE_INT_SEXT: v = sext(a, sa); break;
+	case CODE_INT_NEGATE: v = ~a; break;
+	case CODE_INT_2COMP: v = -a; break;
+	case CODE_BOOL_NEGATE: v = a ^ 1; break;
+	case CODE_PIECE: v = a << (8 * sb) | b; break;
+	case CODE_SUBPIECE: v = b < 8 ? a >> (8 * b) : 0; break;
+	case CODE_POPCOUNT: v = (u64)__builtin_popcountll(a); break;
+	case CODE_LZCOUNT: v = a ? (u64)__builtin_clzll(a) - (64 - 8 * sa) : 8 * sa; break;
+	default: __builtin_trap();
+	}
+	return v & MASK(size);
+}
+
+static u32 intern(struct machine *m, const struct node *n)
+{
+	u64 h = n->val * 0x9e3779b97f4a7c15ull ^ n->va * 31 ^ n->vb * 37 ^
+		((u64)n->a << 32 | n->b) * 0xff51afd7ed558ccdull ^ n->code * 131 ^ n->scope * 977;
+	u32 i = (u32)(h >> 29) & (m->hash_size - 1);
+
+	while (m->node_hash[i]) {
+		const struct node *o = &m->nodes[m->node_hash[i]];
+
+		if (o->code == n->code && o->a == n->a && o->b == n->b && o->va == n->va &&
+		    o->vb == n->vb && o->val == n->val && o->scope == n->scope && o->size == n->size)
+			return m->node_hash[i];
+		i = (i + 1) & (m->hash_size - 1);
+	}
+	if (m->nnodes == m->capnodes) {
+		m->overflow = true;
+		return 0;
+	}
+	m->nodes[m->nnodes] = *n;
+	m->node_hash[i] = m->nnodes;
+	return m->nnodes++;
+}
+
+static u32 *node_place(struct machine *m, u32 loc, u32 **scope)
+{
+	if (loc < NSLOTS) {
+		*scope = &m->rscope[loc];
+		return &m->rnode[loc];
+	}
+	*scope = &m->mscope[loc - NSLOTS];
+	return &m->mnode[loc - NSLOTS];
+}
+
+static u64 value_at(struct machine *m, u32 loc)
+{
+	return loc < NSLOTS ? m->r[loc] : m->mem[loc - NSLOTS];
+}
+
+/* What `loc` holds, as a node of scope `s`, which has not written it. */
+static u32 leaf_in(struct machine *m, struct scope *s, u32 loc)
+{
+	struct node n = { .code = LEAF, .a = loc, .val = value_at(m, loc), .scope = s->id, .size = 8 };
+	u32 *scope, *node = node_place(m, loc, &scope);
+
+	if (*scope == s->id)
+		return *node;
+	if (s->parent)
+		n.b = leaf_in(m, s->parent, loc);
+	return intern(m, &n);
+}
+
+u32 leaf(struct machine *m, u32 loc)
+{
+	u32 *scope, *node = node_place(m, loc, &scope);
+	u32 n;
+
+	if (*scope == m->scope->id)
+		return *node;
+	n = leaf_in(m, m->scope, loc);
+	if (loc >= NSLOTS)
+		log_word(m, loc);
+	*node = n;
+	*scope = m->scope->id;
+	return n;
+}
+
+u32 mk_node(struct machine *m, u32 code, u32 size, u32 a, u64 va, u32 sa,
+	    u32 b, u64 vb, u32 sb, u64 val)
+{
+	struct node n = { .code = code, .val = val, .size = (u8)size, .sa = (u8)sa, .sb = (u8)sb,
+			  .a = a, .b = b, .va = a ? 0 : va, .vb = b ? 0 : vb, .scope = m->scope->id };
+
+	if (!a && !b)
+		return 0;
+	if (code == CODE_COPY || code == CODE_INT_ZEXT)
+		return a;
+	if (code == CODE_SUBPIECE && !b && vb == 0 && m->nodes[a].size <= size)
+		return a;
+	return intern(m, &n);
+}
+
+/* The course of the run depends on `node` having the value `val`. */
+void require(struct machine *m, u32 node, u64 val)
+{
+	struct scope *s = m->scope;
+
+	while (node) {
+		const struct node *n = &m->nodes[node];
+
+		if (n->code == CODE_INT_ADD && !n->b) {
+			val = (val - n->vb) & MASK(n->size);
+			node = n->a;
+		} else if (n->code == CODE_INT_ADD && !n->a) {
+			val = (val - n->va) & MASK(n->size);
+			node = n->b;
+		} else if (n->code == CODE_INT_SUB && !n->b) {
+			val = (val + n->vb) & MASK(n->size);
+			node = n->a;
+		} else if (n->code == CODE_BOOL_NEGATE) {
+			val ^= 1;
+			node = n->a;
+		} else {
+			break;
+		}
+	}
+	if (!node)
+		return;
+	for (u32 i = 0; i < s->ncon; i++)
+		if (s->con[i].node == node && s->con[i].val == val)
+			return;
+	if (s->ncon == MAX_CONSTRAINTS) {
+		m->overflow = true;
+		return;
+	}
+	s->con[s->ncon++] = (struct constraint){ .node = node, .val = val, .where = m->pc };
+}
+
+static void copy_leaf(void *arg, u32 loc)
+{
+	struct machine *m = arg;
+	struct scope *s = m->scope;
+
+	for (u32 i = 0; i < s->ncop; i++)
+		if (s->cop[i].loc == loc)
+			return;
+	if (s->ncop == MAX_COPIED) {
+		m->overflow = true;
+		return;
+	}
+	s->cop[s->ncop++] = (struct copied){ .loc = loc };
+}
+
+/* The result of the scope depends on the leaves of `node`. */
+void depend(struct machine *m, u32 node)
+{
+	leaves(m, node, copy_leaf, m);
+}
+
+void leaves(struct machine *m, u32 node, void (*fn)(void *, u32), void *arg)
+{
+	const struct node *n = &m->nodes[node];
+
+	if (!node)
+		return;
+	if (n->code == LEAF) {
+		fn(arg, n->a);
+		return;
+	}
+	leaves(m, n->a, fn, arg);
+	leaves(m, n->b, fn, arg);
+}
+
+static u32 rebuild(struct machine *m, u32 node, u32 (*of_leaf)(struct machine *, const struct node *))
+{
+	const struct node *n = &m->nodes[node];
+	u32 a, b;
+	struct node copy = *n;
+
+	if (!node)
+		return 0;
+	if (n->code == LEAF)
+		return of_leaf(m, n);
+	a = rebuild(m, copy.a, of_leaf);
+	b = rebuild(m, copy.b, of_leaf);
+	return mk_node(m, copy.code, copy.size,
+		       a, copy.a ? m->nodes[copy.a].val : copy.va, copy.sa,
+		       b, copy.b ? m->nodes[copy.b].val : copy.vb, copy.sb, copy.val);
+}
+
+static u32 parent_leaf(struct machine *m, const struct node *n)
+{
+	(void)m;
+	return n->b;
+}
+
+/* The same value as a node of the parent scope. Call with m->scope = parent. */
+u32 to_parent(struct machine *m, u32 node)
+{
+	return rebuild(m, node, parent_leaf);
+}
+
+static u32 root_leaf(struct machine *m, const struct node *n)
+{
+	if (n->scope == 1)
+		return (u32)(n - m->nodes);
+	return rebuild(m, n->b, root_leaf);
+}
+
+/* The same value as a node of scope 0, whose id is 1. */
+u32 to_root(struct machine *m, u32 node)
+{
+	struct scope *s = m->scope;
+	struct scope root = { .id = 1 };
+	u32 n;
+
+	if (!node || s->id == 1)
+		return node;
+	m->scope = &root;
+	n = rebuild(m, node, root_leaf);
+	m->scope = s;
+	return n;
+}
+
+static u32 now_leaf(struct machine *m, const struct node *n)
+{
+	return leaf(m, n->a);
+}
+
+/* The node that `node`'s expression over places has in the present state. */
+u32 substitute_now(struct machine *m, u32 node)
+{
+	const struct node *n = &m->nodes[node];
+	struct node copy = *n;
+	u32 a, b;
+	u64 va, vb, val;
+
+	if (!node)
+		return 0;
+	if (n->code == LEAF)
+		return now_leaf(m, n);
+	a = substitute_now(m, copy.a);
+	b = substitute_now(m, copy.b);
+	va = copy.a ? evaluate_now(m, copy.a) : copy.va;
+	vb = copy.b ? evaluate_now(m, copy.b) : copy.vb;
+	val = apply(copy.code, va, copy.sa, vb, copy.sb, copy.size);
+	return mk_node(m, copy.code, copy.size, a, va, copy.sa, b, vb, copy.sb, val);
+}
+
+/* The value of `node`'s expression over places in the present state. */
+u64 evaluate_now(struct machine *m, u32 node)
+{
+	const struct node *n = &m->nodes[node];
+	u64 a, b;
+
+	if (n->code == LEAF)
+		return value_at(m, n->a);
+	a = n->a ? evaluate_now(m, n->a) : n->va;
+	b = n->b ? evaluate_now(m, n->b) : n->vb;
+	return apply(n->code, a, n->sa, b, n->sb, n->size);
+}
+
+/* The value of `node` had place `loc` held `val` at the start of its scope. */
+u64 evaluate_with(struct machine *m, u32 node, u32 loc, u64 val)
+{
+	const struct node *n = &m->nodes[node];
+	u64 a, b;
+
+	if (n->code == LEAF)
+		return n->a == loc ? val : n->val;
+	a = n->a ? evaluate_with(m, n->a, loc, val) : n->va;
+	b = n->b ? evaluate_with(m, n->b, loc, val) : n->vb;
+	return apply(n->code, a, n->sa, b, n->sb, n->size);
+}
+
+/* Is `node` nothing but what `loc` held when the scope began? */
+bool is_origin(struct machine *m, u32 node, u32 loc)
+{
+	const struct node *n = &m->nodes[node];
+
+	if (!node)
+		return false;
+	if (n->code == LEAF)
+		return n->a == loc;
+	/* a flag that went through an RFLAGS image: (image >> bit) & 1 */
+	if (n->code == CODE_SUBPIECE && !n->b && n->vb == 0)
+		return is_origin(m, n->a, loc);
+	if (n->code == CODE_INT_AND && !n->b && n->a && (n->vb == 1 || n->vb == 3 || n->vb == 0xffff)) {
+		const struct node *s = &m->nodes[n->a];
+
+		if (s->code == LEAF)
+			return s->a == loc;
+		if (s->code == CODE_INT_RIGHT && !s->b)
+			return is_origin_bit(m, s->a, (u32)s->vb, loc);
+		return is_origin_bit(m, n->a, 0, loc);
+	}
+	return false;
+}
+
+/* Does the field of `node` that starts at `bit` hold just what `loc` held?
+ * Fields of an RFLAGS image do not overlap, so an OR of shifted flags can be
+ * looked through; flag registers hold no more bits than their field. */
+bool is_origin_bit(struct machine *m, u32 node, u32 bit, u32 loc)
+{
+	const struct node *n = &m->nodes[node];
+
+	if (!node)
+		return false;
+	if (n->code == LEAF)
+		return bit == 0 && n->a == loc;
+	if (n->code == CODE_INT_LEFT && !n->b && n->vb <= bit)
+		return is_origin_bit(m, n->a, bit - (u32)n->vb, loc);
+	if (n->code == CODE_INT_AND && !n->b && (n->vb >> bit & 1))
+		return is_origin_bit(m, n->a, bit, loc);
+	if (n->code == CODE_INT_OR)
+		return (n->a && is_origin_bit(m, n->a, bit, loc) && (n->b || !(n->vb >> bit & 1))) ||
+		       (n->b && is_origin_bit(m, n->b, bit, loc) && (n->a || !(n->va >> bit & 1)));
+	return false;
+}

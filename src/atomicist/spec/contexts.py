@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Start contexts: what an event can interrupt, as a table.
+
+Registers that an entry has no business with hold tokens: values found nowhere
+else, so that a mixed-up slot shows.  The tokens are not canonical: an entry that
+followed one would fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+from atomicist.image.bare import USER_PAGE
+from atomicist.isa.delivery import KERNEL_CS, KERNEL_DS, USER_CS, USER_DS
+from atomicist.isa.registers import GPRS, REGISTERS, SLOTS
+from atomicist.isa.system import CR4_FSGSBASE
+from atomicist.machine.memory import RegionKind
+from atomicist.machine.target import Target
+
+USER_GSBASE: Final = 0x0000_7F00_BA5E_0000
+USER_PCID_BIT: Final = 0x800
+USER_TEXT: Final = 0x0000_5555_5555_4321
+KERNEL_TEXT_OFFSET: Final = 0x40_0000
+"""Where, above the entry text, the interrupted kernel code is taken to be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """A context that can be interrupted.
+
+    ``registers`` is a whole register file.  ``expect_df``: it contradicts
+    itself, so the only right answer is a double fault.  ``no_stack``: its RSP
+    is not a kernel stack's although it runs in ring 0 (the SYSCALL gap)."""
+
+    name: str
+    about: str
+    registers: tuple[int, ...]
+    expect_df: bool = False
+    no_stack: bool = False
+
+
+def token(index: int) -> int:
+    """A recognisable value for general register ``index``."""
+    return 0xA70A_11C0_DE00_0000 | index << 16 | 0x5A00 | index
+
+
+def _base(target: Target) -> dict[str, int]:
+    values = {name: token(i) for i, name in enumerate(GPRS)}
+    values |= {
+        "CR0": 0x8005_0033, "CR2": 0x0BAD_CAFE_F00D, "CR4": CR4_FSGSBASE if target.fsgsbase else 0, "DR6": 0xFFFF_0FF0,
+        "DR7": 0x400, "TR_BASE": target.tr_base, "CPUNODE": 0, "FSBASE": 0x0000_7F11_F5BA_5E00,
+        "CR3": target.kernel_cr3, "CF": 1, "ZF": 1, "ID": 1, "IF": 1,
+    }  # fmt: skip
+    return values
+
+
+def _file(values: Mapping[str, int]) -> tuple[int, ...]:
+    file = [0] * SLOTS
+    for name, value in values.items():
+        file[REGISTERS[name].slot] = value
+    return tuple(file)
+
+
+def _user(target: Target) -> dict[str, int]:
+    user_bits = target.user_root_bit | (USER_PCID_BIT if target.kernel_cr3 & 0xFFF else 0)
+    return _base(target) | {
+        "RIP": USER_TEXT, "RSP": USER_PAGE + 0x800, "CS": USER_CS, "SS": USER_DS, "GSBASE": USER_GSBASE,
+        "KERNEL_GSBASE": target.kernel_gsbase, "CR3": target.kernel_cr3 | (user_bits if target.user_root_bit else 0),
+    }  # fmt: skip
+
+
+def _kernel(target: Target, rsp: int) -> dict[str, int]:
+    return _base(target) | {
+        "RIP": target.symbols["__entry_text_start"] + KERNEL_TEXT_OFFSET, "RSP": rsp, "CS": KERNEL_CS,
+        "SS": KERNEL_DS, "GSBASE": target.kernel_gsbase, "KERNEL_GSBASE": USER_GSBASE,
+    }  # fmt: skip
+
+
+def contexts(target: Target) -> tuple[Context, ...]:
+    """All start contexts of ``target``, in a fixed order."""
+    return tuple(
+        Context(name, about, _file(values), name.startswith("contradiction"), "gap" in name)
+        for name, about, values in _rows(target)
+    )
+
+
+def _rows(target: Target) -> Iterator[tuple[str, str, dict[str, int]]]:
+    yield from _user_rows(target)
+    yield from _kernel_rows(target)
+    yield from _gap_rows(target)
+    yield from _exit_rows(target)
+    if target.claims:
+        yield from _contradictions(target)
+
+
+def _user_rows(target: Target) -> Iterator[tuple[str, str, dict[str, int]]]:
+    user = _user(target)
+    yield "user", "user mode, nothing unusual", user
+    flags = dict.fromkeys(("DF", "AC", "NT", "TF", "OF", "SF"), 1)
+    yield "user-flags", "user mode with DF, AC, NT and TF set", user | flags
+    if target.fsgsbase:
+        yield "user-gs-kernel", "user mode, GSBASE set to the kernel's own", user | {"GSBASE": target.kernel_gsbase}
+        yield "user-gs-negative", "user mode, GSBASE in the kernel half", user | {"GSBASE": 0xFFFF_FFFF_8000_0000}
+    for region in target.regions:
+        if region.kind in (RegionKind.IST_STACK, RegionKind.MAIN_STACK):
+            hostile = {"RSP": region.top - 0x100}
+            yield f"user-rsp-{region.name}", f"user mode, RSP pointing into {region.name}", user | hostile
+
+
+def _kernel_rows(target: Target) -> Iterator[tuple[str, str, dict[str, int]]]:
+    for name, kind in (("task", RegionKind.TASK_STACK), ("irq", RegionKind.IRQ_STACK), ("entry", RegionKind.ENTRY_STACK)):
+        region = next((r for r in target.regions if r.kind is kind), None)
+        if region is None:
+            continue
+        for below, suffix in ((0x208, ""), (0x200, "-aligned"), (0, "-empty")):
+            yield (
+                f"kernel-{name}{suffix}",
+                f"kernel mode on the {name} stack, {below:#x} bytes in use",
+                _kernel(target, region.top - below),
+            )
+    main = target.main_stack()
+    if main is None:
+        return
+    size = main.top - main.bottom
+    for below in (8, 0xB0, 0xB8, 0x164, size // 2, size - target.reserve - 0xB0 * 4):
+        yield (
+            f"kernel-main-{below:#x}",
+            f"kernel mode on the main stack, {below:#x} bytes in use",
+            _kernel(target, main.top - below),
+        )
+    for below in (size - target.reserve - 0xB0 * 2, size - target.reserve - 0xB0, size - target.reserve, size - 8):
+        yield (
+            f"kernel-main-full-{below:#x}",
+            f"kernel mode on the main stack with {size - below:#x} bytes left: some nestings have no room",
+            _kernel(target, main.top - below),
+        )
+
+
+GAPS: Final = (
+    ("entry_SYSCALL_64", "entry_SYSCALL_64_safe_stack"),
+    ("entry_SYSRETQ_unsafe_stack", "entry_SYSRETQ_end"),
+)
+"""Ranges of code that run in ring 0 on the user's RSP (Linux entry_64.S)."""
+
+
+def _gap_rows(target: Target) -> Iterator[tuple[str, str, dict[str, int]]]:
+    """Each instruction of each gap, with the CR3 and GSBASE in force there, and with
+    RSP in user memory, in a stack of ours, and not canonical."""
+    user = _user(target)
+    nmi = next((r for r in target.regions if r.kind is RegionKind.IST_STACK), None)
+    stacks = {"": user["RSP"], "-hostile": nmi.top - 0x100 if nmi else 0, "-wild": 0x8000_0000_0000_0000}
+    for start, end in GAPS:
+        if start not in target.symbols or end not in target.symbols:
+            continue
+        state = {"CS": KERNEL_CS, "SS": KERNEL_DS, "IF": 0}
+        if start != GAPS[0][0]:
+            state |= {"GSBASE": target.kernel_gsbase, "KERNEL_GSBASE": USER_GSBASE}
+        va = target.symbols[start]
+        while va < target.symbols[end]:
+            insn = target.insns.get(va)
+            if insn is None:
+                break
+            for suffix, rsp in stacks.items():
+                where = target.symbolize(va)
+                about = f"SYSCALL gap at {where} ({insn.text}), user RSP{suffix.replace('-', ' ')}"
+                yield f"gap-{where}{suffix}", about, user | state | {"RIP": va, "RSP": rsp}
+            if insn.text == "swapgs":
+                now = user | state
+                state |= {"GSBASE": now["KERNEL_GSBASE"], "KERNEL_GSBASE": now["GSBASE"]}
+            if ", cr3" not in insn.text and insn.text.startswith("mov cr3"):
+                state["CR3"] = target.kernel_cr3
+            va = insn.next
+
+
+def _exit_rows(target: Target) -> Iterator[tuple[str, str, dict[str, int]]]:
+    """A bad IRET: #GP raised by the return to user mode, in ring 0, with the user's
+    CR3 and GSBASE, on the entry stack."""
+    entry = next((r for r in target.regions if r.kind is RegionKind.ENTRY_STACK), None)
+    stub = target.symbols.get("asm_exc_general_protection")
+    if entry is None or stub is None:
+        return
+    user = _user(target)
+    bad = {"CS": KERNEL_CS, "SS": KERNEL_DS, "IF": 0, "RIP": stub, "RSP": (entry.top - 40 & ~0xF) - 48}
+    yield "bad-iret", "IRET to user mode faulted: #GP's first instruction", user | bad
+    yield (
+        "bad-iret-gs-kernel",
+        "IRET to user mode faulted, and the user's GSBASE is the kernel's own",
+        user | bad | ({"GSBASE": target.kernel_gsbase} if target.fsgsbase else {}),
+    )
+
+
+def _contradictions(target: Target) -> Iterator[tuple[str, str, dict[str, int]]]:
+    for region in target.regions:
+        if region.kind is RegionKind.IST_STACK:
+            yield (
+                f"contradiction-rsp-{region.name}",
+                f"kernel mode with RSP on {region.name} but RIP in no atomic entry",
+                _kernel(target, region.top - 0x100),
+            )
+    task = next((r for r in target.regions if r.kind is RegionKind.TASK_STACK), None)
+    for name in ("asm_exc_nmi", "asm_exc_machine_check"):
+        if task is not None and name in target.symbols:
+            yield (
+                f"contradiction-rip-{name}",
+                f"RIP in the atomic entry {name} but RSP on the task stack",
+                _kernel(target, task.top - 0x208) | {"RIP": target.symbols[name]},
+            )
+
+
+def from_key(target: Target, name: str, key: Mapping[str, int], rip: int) -> Context:
+    """A context met during the search: ``key`` registers, ``rip``, tokens elsewhere."""
+    values = _kernel(target, 0) | dict(key) | {"RIP": rip, "IF": 0}
+    return Context(name, f"interrupted at {target.symbolize(rip)}", _file(values))
+
+
+def renamed(context: Context, name: str) -> Context:
+    """The same context under another name."""
+    return replace(context, name=name)
