@@ -53,7 +53,9 @@ def test_stacks_do_not_touch(layout: LinuxLayout) -> None:
     assert layout.thread_stack.top - layout.thread_stack.bottom == 16 << 10
     # asm_exc_nmi tells a nested NMI by EXCEPTION_STKSZ: the code has to have the size we have.
     nmi = next(stack for stack in layout.stacks if stack.name == "NMI")
-    sizes = [i.text for i in layout.reach.instructions.values() if i.text.startswith("sub rdx, 0x")]
+    start, end = layout.vector("nmi").entry, layout.text.kernel.symbol("nested_nmi")
+    reached = [i.text for i in layout.reach.instructions.values() if start <= i.at < end]
+    sizes = [text for text in reached if text.startswith("sub rdx")]
     assert sizes == [f"sub rdx, {nmi.top - nmi.bottom:#x}"]
 
 
@@ -78,6 +80,8 @@ def test_nothing_is_unknown(layout: LinuxLayout, plain: LinuxLayout) -> None:
     for one in (layout, plain):
         assert one.reach.unknown == ()
         assert not any("left as linked" in note or "unknown" in note for note in one.notes)
+        kinds = {p.kind for p in one.text.patches if p.va in one.reach.instructions}
+        assert kinds <= {"alternative", "nop", "return"}
         handlers = {name for _, _, _, _, _, *both in VECTORS for name in both} | {"do_syscall_64"}
         assert set(one.reach.symbols(STUB)) == handlers | {"__stack_chk_fail"}
 

@@ -21,6 +21,7 @@ What the paths of NMI, #MC, #DB, #VC and #DF touch, found by following the patch
     KERNEL_IBRS     MSR SPEC_CTRL; per-CPU x86_spec_ctrl_current
     ENTRY_IBPB      entry_ibpb: MSR PRED_CMD; x86_pred_cmd
     UNRET, SRSO     entry_untrain_ret, return thunks, __handle_intr_saferet*, handle_interrupted_saferet
+    IRET to an LDT stack segment    per-CPU espfix_waddr, espfix_stack (not laid out here)
     CLEAR_CPU_BUF   VERW of x86_verw_sel, which lies in the entry text
 
 There are no paravirt sites, jump labels, static calls or indirect branches on them.

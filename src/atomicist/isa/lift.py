@@ -111,7 +111,33 @@ class _Translation:
             self._starts.append(len(self._ops))
             self._one(item)
         self._starts.append(len(self._ops))
+        self._widen()
         return tuple(self._relocate(op) for op in self._ops), self._flow, self._target
+
+    def _widen(self) -> None:
+        """A 32-bit result is zero-extended into its register (SDM vol. 1, 3.4.1.1),
+        which SLEIGH writes as two steps.  Let the first go to a temporary, so
+        that no step leaves half a register behind."""
+        for i, op in enumerate(self._ops):
+            low = op.out
+            if low is None or low.space is not Space.REG or low.size != 4:
+                continue
+            full = Var(Space.REG, low.off, SLOT)
+            widened = Op(Code.INT_ZEXT, full, (low,))
+            try:
+                end = self._ops.index(widened, i + 1)
+            except ValueError:
+                continue
+            between = self._ops[i + 1 : end]
+            if any(o.code in (Code.JUMP, Code.CJUMP, Code.CBRANCH) or o.out in (low, full) for o in between):
+                continue
+            value = self._fresh(4)
+            self._ops[i] = Op(op.code, value, op.ins, op.text)
+            for k in range(i + 1, end + 1):
+                later = self._ops[k]
+                self._ops[k] = Op(
+                    later.code, later.out, tuple(value if v == low else v for v in later.ins), later.text
+                )
 
     def _relocate(self, op: Op) -> Op:
         """p-code counts relative jumps in its operations, we in ours."""

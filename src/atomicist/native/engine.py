@@ -76,7 +76,7 @@ class NativeResult:
     misses: int
     worst_commit: int
     lowest_main: int
-    overflow: bool
+    overflow: int
     dependence: tuple[int, int] | None
 
 
@@ -140,7 +140,7 @@ class Engine:
         return NativeResult(
             tuple(self._findings(int(t.findings))), tuple(self._contexts(int(t.emitted))), covers,
             t.guest_insns, t.interleavings, t.executed, t.boundaries, t.hits, t.misses, t.worst_commit,
-            t.lowest_main, bool(t.overflow), broken,
+            t.lowest_main, int(t.overflow), broken,
         )  # fmt: skip
 
     def _findings(self, count: int) -> Iterator[NativeFinding]:

@@ -98,6 +98,9 @@ _TABLE: Final = (
     Property("IST024", "FETCH", "no instruction is fetched from a page that is not mapped there",
              "Control reached a page that the page tables in force do not map executable.",
              "Keep the code in entry text, or switch CR3 first."),
+    Property("IST025", "CONSTANT_CHANGED", "what entries rely on keeps its value",
+             "The entry changed memory that every later entry takes to be constant: the TSS, per-CPU bases.",
+             "Do not edit the TSS or per-CPU constants on the way; a nested entry would find them half changed."),
 )  # fmt: skip
 
 PROPERTIES: Final = MappingProxyType({p.number: p for p in _TABLE})

@@ -83,8 +83,15 @@ static void inherit(struct search *s, const struct memo *memo)
 {
 	struct machine *m = s->m;
 
-	for (u32 i = 0; i < memo->ncon; i++)
-		require(m, substitute_now(m, memo->con[i].node), memo->con[i].val);
+	u64 pc = m->pc;
+
+	for (u32 i = 0; i < memo->ncon; i++) {
+		u64 val;
+
+		m->pc = memo->con[i].where;
+		require(m, substitute_now(m, memo->con[i].node, &val), memo->con[i].val);
+	}
+	m->pc = pc;
 	if (m->scope->parent)
 		for (u32 i = 0; i < memo->ncop; i++)
 			depend(m, leaf(m, memo->cop[i].loc));
@@ -95,7 +102,7 @@ static void remember(struct search *s, struct scope *sc, u32 chain, u32 vector, 
 	struct memo *memo = &s->memo[s->nmemo];
 
 	if (s->nmemo == MAX_MEMO) {
-		s->m->overflow = true;
+		s->m->overflow = __LINE__;
 		return;
 	}
 	memo->chain = chain;
@@ -106,7 +113,7 @@ static void remember(struct search *s, struct scope *sc, u32 chain, u32 vector, 
 	memo->con = malloc(sc->ncon * sizeof(*memo->con) + 1);
 	memo->cop = malloc(sc->ncop * sizeof(*memo->cop) + 1);
 	if (!memo->con || !memo->cop) {
-		s->m->overflow = true;
+		s->m->overflow = __LINE__;
 		return;
 	}
 	memcpy(memo->con, sc->con, sc->ncon * sizeof(*memo->con));
@@ -136,7 +143,7 @@ static int try_event(struct search *s, u32 chain, u32 vector, u64 *count)
 	s->misses++;
 	sc = malloc(sizeof(*sc));
 	if (!sc) {
-		m->overflow = true;
+		m->overflow = __LINE__;
 		return FOUND;
 	}
 	memcpy(regs, m->r, sizeof(regs));
@@ -176,8 +183,10 @@ static int try_event(struct search *s, u32 chain, u32 vector, u64 *count)
 			if (parent->parent)
 				depend(m, leaf(m, loc));
 		}
-		for (u32 i = 0; i < sc->ncon; i++)
+		for (u32 i = 0; i < sc->ncon; i++) {
+			m->pc = sc->con[i].where;
 			require(m, to_parent(m, sc->con[i].node), sc->con[i].val);
+		}
 		remember(s, sc, chain, vector, mine);
 	}
 	free(sc);
@@ -203,7 +212,7 @@ static int at_commit(struct search *s, u32 chain)
 	if (!reg || reg->kind != MAIN_STACK)
 		return report(m, P_CLAIM, m->pc, REG_RSP, 0, m->r[REG_RSP]);
 	if (s->ncommitted == MAX_COMMITTED) {
-		m->overflow = true;
+		m->overflow = __LINE__;
 		return FOUND;
 	}
 	if (steps > m->worst_commit)
@@ -223,7 +232,7 @@ static int at_commit(struct search *s, u32 chain)
 		u32 loc = NSLOTS + (u32)i * WORDS + (u32)(va & (PAGE - 1)) / 8, node;
 
 		if (n == MAX_LIVE || i < 0) {
-			m->overflow = true;
+			m->overflow = __LINE__;
 			return FOUND;
 		}
 		node = leaf(m, loc);
@@ -312,7 +321,7 @@ static void emit(struct search *s, u64 rsp)
 		if (s->seen[i] == h)
 			return;
 	if (s->nout == s->capout || s->nseen * 2 > s->seen_size) {
-		m->overflow = true;
+		m->overflow = __LINE__;
 		return;
 	}
 	s->seen[i] = h;

@@ -105,7 +105,7 @@ static bool followed(struct search *s, u32 left)
 		if (s->hashes[i] == h)
 			return true;
 	if (s->nhashes * 2 > s->hashes_size) {
-		m->overflow = true;
+		m->overflow = __LINE__;
 		return false;
 	}
 	s->hashes[i] = h;

@@ -51,6 +51,13 @@ static u32 get_node(struct machine *m, const struct var *v)
 		return n;
 	}
 	n = leaf(m, slot);
+	/* the part that put() merged last into an older value is just that part */
+	if (n && !sub && m->nodes[n].code == CODE_INT_OR && m->nodes[n].a) {
+		const struct node *old = &m->nodes[m->nodes[n].a];
+
+		if (old->code == CODE_INT_AND && !old->b && !(old->vb & MASK(v->size)))
+			n = m->nodes[n].b;
+	}
 	if (n && (sub || v->size < natural(slot)))
 		n = mk_node(m, CODE_SUBPIECE, v->size, n, 0, 8, 0, sub, 4, (u64)get(m, v));
 	return n;
@@ -65,6 +72,7 @@ static void set_reg_node(struct machine *m, u32 slot, u32 node)
 static void put(struct machine *m, const struct var *v, u128 val, u32 node)
 {
 	u32 slot = (u32)(v->val >> 3), sub = (u32)(v->val & 7);
+	u64 keep, rest, part;
 
 	if (v->space == SPACE_TMP) {
 		m->tmp[v->val].v = val;
@@ -77,16 +85,21 @@ static void put(struct machine *m, const struct var *v, u128 val, u32 node)
 			set_reg_node(m, slot, node);
 		return;
 	}
+	keep = ~(MASK(v->size) << (8 * sub));
+	rest = m->r[slot] & keep;
+	part = ((u64)val & MASK(v->size)) << (8 * sub);
 	if (m->shadow) {
+		/* (old & keep) | part, in a form that get_node() can take apart again */
 		u32 old = leaf(m, slot);
 
-		/* a merge of two values: pin both, so that the result is a constant */
-		require(m, old, m->r[slot]);
-		require(m, node, (u64)val);
-		set_reg_node(m, slot, 0);
+		old = mk_node(m, CODE_INT_AND, 8, old, 0, 8, 0, keep, 8, rest);
+		if (sub)
+			node = mk_node(m, CODE_INT_LEFT, 8, node, 0, 8, 0, 8 * sub, 1, part);
+		if (old || rest || sub)
+			node = mk_node(m, CODE_INT_OR, 8, old, rest, 8, node, part, 8, rest | part);
+		set_reg_node(m, slot, node);
 	}
-	m->r[slot] &= ~(MASK(v->size) << (8 * sub));
-	m->r[slot] |= ((u64)val & MASK(v->size)) << (8 * sub);
+	m->r[slot] = rest | part;
 }
 
 /* Where a refused access is explained: which page-table rule said no. */
@@ -179,6 +192,9 @@ static int store_part(struct machine *m, u64 va, u64 val, u32 size, u32 access, 
 
 	if (st != GOES_ON)
 		return st;
+	if (m->shadow && m->pages[(loc - NSLOTS) / WORDS].flags & CONSTANT &&
+	    (*p >> (8 * sub) & MASK(size)) != val)
+		return report(m, P_CONSTANT_CHANGED, va, NSLOTS, *p >> (8 * sub) & MASK(size), val);
 	if (size == 8) {
 		log_word(m, loc);
 		*p = val;

@@ -49,7 +49,7 @@ void log_word(struct machine *m, u32 loc)
 	struct undo *u;
 
 	if (m->nlog == m->caplog) {
-		m->overflow = true;
+		m->overflow = __LINE__;
 		return;
 	}
 	u = &m->log[m->nlog++];

@@ -242,7 +242,7 @@ struct machine {
 	u32 insn_mask;
 	u32 expect_df;		/* this context contradicts itself: only #DF is right */
 	u32 no_stack;		/* the context's RSP is not a kernel stack's (gap) */
-	bool overflow;		/* a table of the search was too small */
+	u32 overflow;		/* source line of a table that was too small, or 0 */
 
 	u64 guest_insns;
 	u64 interleavings;
@@ -274,7 +274,7 @@ u64 evaluate_with(struct machine *m, u32 node, u32 loc, u64 val);
 bool is_origin(struct machine *m, u32 node, u32 loc);
 bool is_origin_bit(struct machine *m, u32 node, u32 bit, u32 loc);
 void leaves(struct machine *m, u32 node, void (*fn)(void *, u32 loc), void *arg);
-u32 substitute_now(struct machine *m, u32 node);
+u32 substitute_now(struct machine *m, u32 node, u64 *val);
 u64 apply(u32 code, u64 a, u32 sa, u64 b, u32 sb, u32 size);
 
 /* exec.c */

@@ -129,7 +129,7 @@ int push_event(struct machine *m, u32 vector)
 	struct region *reg;
 
 	if (m->ninst == MAX_CHAIN || m->nsched == MAX_CHAIN) {
-		m->overflow = true;
+		m->overflow = __LINE__;
 		return FOUND;
 	}
 	in->vector = vector;
@@ -200,8 +200,8 @@ static int check_frame(struct machine *m, struct instance *in, u64 regs, bool fi
 					require(m, node, val);
 		}
 	}
-	if (!read_word(m, regs + PT_ORIG_AX, &val) || val != ~0ull)
-		return report(m, P_PLACEHOLDER, regs + PT_ORIG_AX, NSLOTS, ~0ull, val);
+	if (!read_word(m, regs + PT_ORIG_RAX, &val) || val != ~0ull)
+		return report(m, P_PLACEHOLDER, regs + PT_ORIG_RAX, NSLOTS, ~0ull, val);
 	if (exact)
 		return GOES_ON;
 	/* replaced by another context of the entry code? */

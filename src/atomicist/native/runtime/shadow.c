@@ -77,7 +77,7 @@ static u32 intern(struct machine *m, const struct node *n)
 		i = (i + 1) & (m->hash_size - 1);
 	}
 	if (m->nnodes == m->capnodes) {
-		m->overflow = true;
+		m->overflow = __LINE__;
 		return 0;
 	}
 	m->nodes[m->nnodes] = *n;
@@ -120,6 +120,9 @@ u32 leaf(struct machine *m, u32 loc)
 
 	if (*scope == m->scope->id)
 		return *node;
+	/* what never changes is no dependence */
+	if (loc >= NSLOTS && m->pages[(loc - NSLOTS) / WORDS].flags & CONSTANT)
+		return 0;
 	n = leaf_in(m, m->scope, loc);
 	if (loc >= NSLOTS)
 		log_word(m, loc);
@@ -173,7 +176,7 @@ void require(struct machine *m, u32 node, u64 val)
 		if (s->con[i].node == node && s->con[i].val == val)
 			return;
 	if (s->ncon == MAX_CONSTRAINTS) {
-		m->overflow = true;
+		m->overflow = __LINE__;
 		return;
 	}
 	s->con[s->ncon++] = (struct constraint){ .node = node, .val = val, .where = m->pc };
@@ -188,7 +191,7 @@ static void copy_leaf(void *arg, u32 loc)
 		if (s->cop[i].loc == loc)
 			return;
 	if (s->ncop == MAX_COPIED) {
-		m->overflow = true;
+		m->overflow = __LINE__;
 		return;
 	}
 	s->cop[s->ncop++] = (struct copied){ .loc = loc };
@@ -265,29 +268,21 @@ u32 to_root(struct machine *m, u32 node)
 	return n;
 }
 
-static u32 now_leaf(struct machine *m, const struct node *n)
+/* The node that `node`'s expression over places has in the present state; its value in *val. */
+u32 substitute_now(struct machine *m, u32 node, u64 *val)
 {
-	return leaf(m, n->a);
-}
-
-/* The node that `node`'s expression over places has in the present state. */
-u32 substitute_now(struct machine *m, u32 node)
-{
-	const struct node *n = &m->nodes[node];
-	struct node copy = *n;
+	const struct node copy = m->nodes[node];
+	u64 va = copy.va, vb = copy.vb;
 	u32 a, b;
-	u64 va, vb, val;
 
-	if (!node)
-		return 0;
-	if (n->code == LEAF)
-		return now_leaf(m, n);
-	a = substitute_now(m, copy.a);
-	b = substitute_now(m, copy.b);
-	va = copy.a ? evaluate_now(m, copy.a) : copy.va;
-	vb = copy.b ? evaluate_now(m, copy.b) : copy.vb;
-	val = apply(copy.code, va, copy.sa, vb, copy.sb, copy.size);
-	return mk_node(m, copy.code, copy.size, a, va, copy.sa, b, vb, copy.sb, val);
+	if (copy.code == LEAF) {
+		*val = value_at(m, copy.a);
+		return leaf(m, copy.a);
+	}
+	a = copy.a ? substitute_now(m, copy.a, &va) : 0;
+	b = copy.b ? substitute_now(m, copy.b, &vb) : 0;
+	*val = apply(copy.code, va, copy.sa, vb, copy.sb, copy.size);
+	return mk_node(m, copy.code, copy.size, a, va, copy.sa, b, vb, copy.sb, *val);
 }
 
 /* The value of `node`'s expression over places in the present state. */
