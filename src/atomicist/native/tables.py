@@ -52,6 +52,7 @@ def render(properties: Mapping[str, int], events: Sequence[str], error_token: in
     frame = [(8 * i, name) for i, name in enumerate(PT_REGS) if name != "ORIG_RAX"]
     arrays = {
         "slot_size": [r.size for r in REGISTERS.values()],
+        "slot_bits": [FLAG_BITS[name][1] if name in FLAG_BITS else 8 * r.size for name, r in REGISTERS.items()],
         "flag_slot": [REGISTERS[name].slot for name in FLAG_BITS],
         "flag_bit": [bit for bit, _ in FLAG_BITS.values()],
         "pt_offset": [offset for offset, _ in frame],

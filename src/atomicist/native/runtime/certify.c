@@ -443,7 +443,7 @@ int certify(struct search *s, const u64 *regs, u32 vector, u32 expect_df, u32 no
 	root->id = 1;
 	root->ncon = root->ncop = 0;
 	root->parent = NULL;
-	m->scope = root;
+	m->scope = m->outer = root;
 	begin(m, regs);
 
 	st = push_event(m, vector);

@@ -219,6 +219,7 @@ struct machine {
 	bool shadow;		/* follow dependences */
 	bool early;		/* before the commit of the ongoing entry */
 	struct scope *scope;
+	struct scope *outer;	/* scope 0, whose id is 1 */
 	u32 next_scope;
 	struct node *nodes;
 	u32 nnodes, capnodes;

@@ -131,6 +131,56 @@ u32 leaf(struct machine *m, u32 loc)
 	return n;
 }
 
+struct value {
+	u32 node;
+	u64 val;
+};
+
+/*
+ * The low `size` bytes of a value.  Compilers compute in 32 bits with flags that
+ * live in a byte of an otherwise unused register; truncating the operands rather
+ * than the result keeps what is not used out of the dependences.
+ */
+static struct value truncate(struct machine *m, struct value v, u32 size)
+{
+	struct node n;
+	struct value a, b;
+
+	v.val &= MASK(size);
+	if (!v.node)
+		return v;
+	n = m->nodes[v.node];
+	if (n.size <= size)
+		return v;
+	a = (struct value){ n.a, n.a && n.code != LEAF ? m->nodes[n.a].val : n.va };
+	b = (struct value){ n.b, n.b && n.code != LEAF ? m->nodes[n.b].val : n.vb };
+	switch (n.code) {
+	case CODE_SUBPIECE:
+		if (!n.b && n.vb == 0)
+			return truncate(m, a, size);
+		break;
+	case CODE_INT_LEFT:
+		if (!n.b && n.vb >= 8 * size)
+			return (struct value){ 0, 0 };
+		break;
+	case CODE_INT_AND:
+		if ((!n.b && !(n.vb & MASK(size))) || (!n.a && !(n.va & MASK(size))))
+			return (struct value){ 0, 0 };
+		/* fall through */
+	case CODE_INT_OR: case CODE_INT_XOR: case CODE_INT_ADD: case CODE_INT_SUB:
+		a = truncate(m, a, size);
+		b = truncate(m, b, size);
+		v.node = mk_node(m, n.code, size, a.node, a.val, size, b.node, b.val, size, v.val);
+		return v;
+	default:
+		break;
+	}
+	n = (struct node){ .code = CODE_SUBPIECE, .a = v.node, .val = v.val, .scope = m->scope->id,
+			   .size = (u8)size, .sa = 8, .sb = 4 };
+	v.node = intern(m, &n);
+	return v;
+}
+
 u32 mk_node(struct machine *m, u32 code, u32 size, u32 a, u64 va, u32 sa,
 	    u32 b, u64 vb, u32 sb, u64 val)
 {
@@ -141,8 +191,10 @@ u32 mk_node(struct machine *m, u32 code, u32 size, u32 a, u64 va, u32 sa,
 		return 0;
 	if (code == CODE_COPY || code == CODE_INT_ZEXT)
 		return a;
-	if (code == CODE_SUBPIECE && !b && vb == 0 && m->nodes[a].size <= size)
-		return a;
+	if (code == CODE_SUBPIECE && !b && vb == 0)
+		return truncate(m, (struct value){ a, val }, size).node;
+	if ((code == CODE_INT_OR || code == CODE_INT_XOR || code == CODE_INT_ADD) && (a ? !b && !vb : !va))
+		return a ? a : b;
 	return intern(m, &n);
 }
 
@@ -257,12 +309,11 @@ static u32 root_leaf(struct machine *m, const struct node *n)
 u32 to_root(struct machine *m, u32 node)
 {
 	struct scope *s = m->scope;
-	struct scope root = { .id = 1 };
 	u32 n;
 
 	if (!node || s->id == 1)
 		return node;
-	m->scope = &root;
+	m->scope = m->outer;
 	n = rebuild(m, node, root_leaf);
 	m->scope = s;
 	return n;
@@ -311,6 +362,57 @@ u64 evaluate_with(struct machine *m, u32 node, u32 loc, u64 val)
 	return apply(n->code, a, n->sa, b, n->sb, n->size);
 }
 
+enum source { CONSTANT_ONLY, ORIGIN, ELSEWHERE };
+
+/*
+ * Where does the field of `node` that starts at `bit` come from?  RFLAGS images are
+ * ORs of shifted flags, whose fields do not overlap and which hold no more than
+ * their field: so the image can be looked through.
+ */
+static enum source bit_source(struct machine *m, u32 node, u32 bit, u32 loc)
+{
+	const struct node *n = &m->nodes[node];
+	enum source a, b;
+
+	if (!node)
+		return CONSTANT_ONLY;
+	switch (n->code) {
+	case LEAF:
+		if (n->a == loc && bit == 0)
+			return ORIGIN;
+		return n->a < NSLOTS && bit >= slot_bits[n->a] ? CONSTANT_ONLY : ELSEWHERE;
+	case CODE_INT_LEFT:
+		if (n->b)
+			return ELSEWHERE;
+		return n->vb > bit ? CONSTANT_ONLY : bit_source(m, n->a, bit - (u32)n->vb, loc);
+	case CODE_INT_RIGHT:
+		return n->b ? ELSEWHERE : bit_source(m, n->a, bit + (u32)n->vb, loc);
+	case CODE_SUBPIECE:
+		return n->b || n->vb ? ELSEWHERE : bit_source(m, n->a, bit, loc);
+	case CODE_INT_AND:
+		if (n->b || !n->a)
+			return ELSEWHERE;
+		return n->vb >> bit & 1 ? bit_source(m, n->a, bit, loc) : CONSTANT_ONLY;
+	case CODE_INT_OR:
+		a = bit_source(m, n->a, bit, loc);
+		b = bit_source(m, n->b, bit, loc);
+		if (a == ELSEWHERE || b == ELSEWHERE || (a == ORIGIN && b == ORIGIN))
+			return ELSEWHERE;
+		/* a constant one hides the flag */
+		if ((!n->a && n->va >> bit & 1) || (!n->b && n->vb >> bit & 1))
+			return CONSTANT_ONLY;
+		return a == ORIGIN || b == ORIGIN ? ORIGIN : CONSTANT_ONLY;
+	default:
+		return ELSEWHERE;
+	}
+}
+
+/* Is the flag in field `bit` of `node` what `loc` held, or else a constant? */
+bool is_origin_bit(struct machine *m, u32 node, u32 bit, u32 loc)
+{
+	return bit_source(m, node, bit, loc) != ELSEWHERE;
+}
+
 /* Is `node` nothing but what `loc` held when the scope began? */
 bool is_origin(struct machine *m, u32 node, u32 loc)
 {
@@ -320,38 +422,12 @@ bool is_origin(struct machine *m, u32 node, u32 loc)
 		return false;
 	if (n->code == LEAF)
 		return n->a == loc;
-	/* a flag that went through an RFLAGS image: (image >> bit) & 1 */
+	if (loc < NSLOTS && slot_size[loc] == 1)
+		return bit_source(m, node, 0, loc) == ORIGIN;
 	if (n->code == CODE_SUBPIECE && !n->b && n->vb == 0)
 		return is_origin(m, n->a, loc);
-	if (n->code == CODE_INT_AND && !n->b && n->a && (n->vb == 1 || n->vb == 3 || n->vb == 0xffff)) {
-		const struct node *s = &m->nodes[n->a];
-
-		if (s->code == LEAF)
-			return s->a == loc;
-		if (s->code == CODE_INT_RIGHT && !s->b)
-			return is_origin_bit(m, s->a, (u32)s->vb, loc);
-		return is_origin_bit(m, n->a, 0, loc);
-	}
-	return false;
-}
-
-/* Does the field of `node` that starts at `bit` hold just what `loc` held?
- * Fields of an RFLAGS image do not overlap, so an OR of shifted flags can be
- * looked through; flag registers hold no more bits than their field. */
-bool is_origin_bit(struct machine *m, u32 node, u32 bit, u32 loc)
-{
-	const struct node *n = &m->nodes[node];
-
-	if (!node)
-		return false;
-	if (n->code == LEAF)
-		return bit == 0 && n->a == loc;
-	if (n->code == CODE_INT_LEFT && !n->b && n->vb <= bit)
-		return is_origin_bit(m, n->a, bit - (u32)n->vb, loc);
-	if (n->code == CODE_INT_AND && !n->b && (n->vb >> bit & 1))
-		return is_origin_bit(m, n->a, bit, loc);
-	if (n->code == CODE_INT_OR)
-		return (n->a && is_origin_bit(m, n->a, bit, loc) && (n->b || !(n->vb >> bit & 1))) ||
-		       (n->b && is_origin_bit(m, n->b, bit, loc) && (n->a || !(n->va >> bit & 1)));
+	/* a selector: the low half of what was pushed */
+	if (n->code == CODE_INT_AND && !n->b && n->vb == 0xffff)
+		return is_origin(m, n->a, loc);
 	return false;
 }
