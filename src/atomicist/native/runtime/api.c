@@ -12,6 +12,7 @@ EXPORT void atomicist_free(struct search *s)
 
 	if (m) {
 		free(m->mem);
+		free(m->depended);
 		free(m->mnode);
 		free(m->mscope);
 		free(m->pages);
@@ -82,8 +83,9 @@ EXPORT struct search *atomicist_new(const struct image *im)
 	m->capfindings = 4096;
 	s->capout = 1 << 17;
 	s->seen_size = 1 << 20;
-	s->hashes_size = 1 << 20;
+	s->hashes_size = 1 << 10;
 	m->mem = malloc(words * 8);
+	m->depended = calloc(NSLOTS + words, sizeof(u32));
 	m->mnode = calloc(words, sizeof(u32));
 	m->mscope = calloc(words, sizeof(u32));
 	m->pages = malloc(im->npages * sizeof(*m->pages));
@@ -98,7 +100,7 @@ EXPORT struct search *atomicist_new(const struct image *im)
 	s->seen = calloc(s->seen_size, sizeof(*s->seen));
 	s->covers = calloc(im->ninsns + 1, 1);
 	s->hashes = calloc(s->hashes_size, sizeof(*s->hashes));
-	if (!m->mem || !m->mnode || !m->mscope || !m->pages || !m->regions || !m->log || !m->nodes ||
+	if (!m->mem || !m->depended || !m->mnode || !m->mscope || !m->pages || !m->regions || !m->log || !m->nodes ||
 	    !m->node_hash || !m->findings || !s->memo || !s->committed || !s->out || !s->seen ||
 	    !s->covers || !s->hashes || !index_insns(m)) {
 		atomicist_free(s);
@@ -133,14 +135,14 @@ EXPORT int atomicist_certify(struct search *s, const u64 *regs, u32 vector, u32 
 
 /* All schedules of at most `budget` events, vectors in `offered`, first in `first`. */
 EXPORT int atomicist_enumerate(struct search *s, const u64 *regs, u32 budget, u32 offered, u32 first,
-			       u32 expect_df, u32 no_stack, u32 stop, int (*run)(struct machine *, u64))
+			       u32 expect_df, u32 no_stack, u32 stop, const struct compiled *run)
 {
 	fresh(s);
 	s->budget = budget;
 	s->offered = offered;
 	s->first = first;
 	s->stop = stop;
-	s->run = run;
+	s->m->code = run;
 	s->broken_slot = NSLOTS;
 	return enumerate(s, regs, expect_df, no_stack);
 }

@@ -58,28 +58,76 @@ static void check_leaf(void *arg, u32 loc)
 	}
 }
 
-static bool same(struct search *s, const struct memo *memo)
+static bool same(struct search *s, struct memo *memo)
 {
 	struct machine *m = s->m;
 
-	for (u32 i = 0; i < memo->ncop; i++) {
-		u32 loc = memo->cop[i].loc;
-		u64 val = loc < NSLOTS ? m->r[loc] : m->mem[loc - NSLOTS];
-
-		if (val != memo->cop[i].val)
-			return false;
-	}
-	for (u32 i = 0; i < memo->ncon; i++)
-		if (evaluate_now(m, memo->con[i].node) != memo->con[i].val)
-			return false;
 	for (u32 i = 0; i < memo->ncop; i++)
-		if (to_root(m, leaf(m, memo->cop[i].loc)) != memo->cop[i].root)
+		if (value_at(m, memo->cop[i].loc) != memo->cop[i].val)
 			return false;
+	for (u32 i = 0; i < memo->ncon; i++) {
+		if (evaluate_now(m, memo->con[i].node) != memo->con[i].val) {
+			/* what told two states apart will do so again: ask it earlier */
+			struct constraint c = memo->con[i];
+
+			memo->con[i] = memo->con[i / 2];
+			memo->con[i / 2] = c;
+			return false;
+		}
+	}
+	for (u32 i = 0; i < memo->ncop; i++) {
+		struct copied *c = &memo->cop[i];
+		u32 node = leaf(m, c->loc);
+
+		if (node == c->last)
+			continue;
+		if (to_root(m, node) != c->root)
+			return false;
+		c->last = node;
+	}
 	return true;
 }
 
+static u64 mix(u64 h, u64 v)
+{
+	h ^= v + 0x9e3779b97f4a7c15ull + (h << 6) + (h >> 2);
+	return h * 0xff51afd7ed558ccdull;
+}
+
+static void note_leaf(void *arg, u32 loc)
+{
+	struct constraint *c = arg;
+
+	for (u32 i = 0; i < c->nleaves && i < MAX_LEAVES; i++)
+		if (c->leaf[i] == loc)
+			return;
+	if (c->nleaves < MAX_LEAVES)
+		c->leaf[c->nleaves] = loc;
+	c->nleaves++;
+}
+
+/* Would substituting give what it gave the last time?  Then it is known already. */
+static bool inherited(struct machine *m, struct constraint *c)
+{
+	u64 sig = m->scope->id;
+	u32 any = 0;
+
+	if (c->nleaves > MAX_LEAVES)
+		return false;
+	for (u32 i = 0; i < c->nleaves; i++) {
+		u32 n = leaf(m, c->leaf[i]);
+
+		any |= n;
+		sig = mix(sig, n ? n : value_at(m, c->leaf[i]));
+	}
+	if (!any || sig == c->seen)
+		return true;
+	c->seen = sig;
+	return false;
+}
+
 /* The present scope inherits what the remembered one depended on. */
-static void inherit(struct search *s, const struct memo *memo)
+static void inherit(struct search *s, struct memo *memo)
 {
 	struct machine *m = s->m;
 
@@ -88,6 +136,8 @@ static void inherit(struct search *s, const struct memo *memo)
 	for (u32 i = 0; i < memo->ncon; i++) {
 		u64 val;
 
+		if (inherited(m, &memo->con[i]))
+			continue;
 		m->pc = memo->con[i].where;
 		require(m, substitute_now(m, memo->con[i].node, &val), memo->con[i].val);
 	}
@@ -117,6 +167,11 @@ static void remember(struct search *s, struct scope *sc, u32 chain, u32 vector, 
 		return;
 	}
 	memcpy(memo->con, sc->con, sc->ncon * sizeof(*memo->con));
+	for (u32 i = 0; i < memo->ncon; i++) {
+		memo->con[i].nleaves = 0;
+		memo->con[i].seen = 0;
+		leaves(s->m, memo->con[i].node, note_leaf, &memo->con[i]);
+	}
 	memcpy(memo->cop, sc->cop, sc->ncop * sizeof(*memo->cop));
 	s->nmemo++;
 }
@@ -179,7 +234,8 @@ static int try_event(struct search *s, u32 chain, u32 vector, u64 *count)
 			u32 loc = sc->cop[i].loc;
 
 			sc->cop[i].val = loc < NSLOTS ? m->r[loc] : m->mem[loc - NSLOTS];
-			sc->cop[i].root = to_root(m, leaf(m, loc));
+			sc->cop[i].last = leaf(m, loc);
+			sc->cop[i].root = to_root(m, sc->cop[i].last);
 			if (parent->parent)
 				depend(m, leaf(m, loc));
 		}
@@ -191,12 +247,6 @@ static int try_event(struct search *s, u32 chain, u32 vector, u64 *count)
 	}
 	free(sc);
 	return st;
-}
-
-static u64 mix(u64 h, u64 v)
-{
-	h ^= v + 0x9e3779b97f4a7c15ull + (h << 6) + (h >> 2);
-	return h * 0xff51afd7ed558ccdull;
 }
 
 /* RSP is on the main stack: the IST stacks are said to be free. */
@@ -433,6 +483,7 @@ int certify(struct search *s, const u64 *regs, u32 vector, u32 expect_df, u32 no
 	m->nnodes = 1;
 	memset(m->node_hash, 0, m->hash_size * sizeof(*m->node_hash));
 	memset(m->rscope, 0, sizeof(m->rscope));
+	memset(m->depended, 0, (NSLOTS + m->im->npages * WORDS) * sizeof(*m->depended));
 	memset(m->mscope, 0, m->im->npages * WORDS * sizeof(*m->mscope));
 	s->nmemo = s->ncommitted = 0;
 	s->broken_slot = NSLOTS;

@@ -9,27 +9,46 @@
  * Gates: NMI while not blocked; #MC while MCIP is clear; #DB and #VC from the end
  * of their handler (or from the commit, where the image says its stack is free).
  */
+#include <stdlib.h>
+
 #include "search.h"
 
+/* What an event that is tried changes, but for memory, which has its log. */
 struct saved {
 	u64 r[NSLOTS];
-	struct instance inst[MAX_CHAIN];
+	struct instance slot;	/* what the event's own instance overwrote */
+	u8 handled[MAX_CHAIN], abandoned[MAX_CHAIN];
 	u32 owed[NVEC];
-	u32 ninst, nsched, steps, mark, masked;
+	u32 ninst, nsched, steps, mark, kept, ngone;
 	bool early;
 };
 
-static void save(struct machine *m, struct saved *v, u32 masked)
+/*
+ * Instances are written when an event is pushed, marked as they are handled or
+ * abandoned, and emptied at a commit.  The first is saved only where the slot had
+ * an owner; for the last there is a stack, `gone`.
+ */
+static void save(struct search *s, struct saved *v)
 {
+	struct machine *m = s->m;
+
 	memcpy(v->r, m->r, sizeof(v->r));
-	memcpy(v->inst, m->inst, m->ninst * sizeof(m->inst[0]));
+	for (u32 i = 0; i < m->ninst; i++) {
+		v->handled[i] = (u8)m->inst[i].handled;
+		v->abandoned[i] = (u8)m->inst[i].abandoned;
+	}
 	memcpy(v->owed, m->owed, sizeof(v->owed));
 	v->ninst = m->ninst;
 	v->nsched = m->nsched;
 	v->steps = m->steps;
 	v->mark = m->nlog;
 	v->early = m->early;
-	v->masked = masked;
+	v->ngone = s->ngone;
+	v->kept = s->kept;
+	if (m->ninst < s->kept)
+		v->slot = m->inst[m->ninst];
+	else
+		s->kept = m->ninst + 1;
 }
 
 /* Live bounds follow from the instances, so they need no log of their own. */
@@ -40,8 +59,9 @@ static void relive(struct machine *m)
 			set_live(m, &m->regions[m->inst[i].live_region], m->inst[i].x[REG_RSP]);
 }
 
-static void restore(struct machine *m, const struct saved *v)
+static void restore(struct search *s, const struct saved *v)
 {
+	struct machine *m = s->m;
 	bool lives = false;
 
 	for (u32 i = m->ninst; i-- > v->ninst;) {
@@ -50,11 +70,22 @@ static void restore(struct machine *m, const struct saved *v)
 			lives = true;
 		}
 	}
+	while (s->ngone > v->ngone) {
+		const struct gone *g = &s->gone[--s->ngone];
+
+		memcpy(m->inst[g->index].x, g->x, sizeof(g->x));
+	}
+	if (v->ninst < v->kept)
+		m->inst[v->ninst] = v->slot;
+	s->kept = v->kept;
 	for (u32 i = m->ninst; i < v->ninst; i++)
-		lives |= v->inst[i].live_region != ~0u;
+		lives |= m->inst[i].live_region != ~0u;
 	rollback(m, v->mark);
 	memcpy(m->r, v->r, sizeof(v->r));
-	memcpy(m->inst, v->inst, v->ninst * sizeof(m->inst[0]));
+	for (u32 i = 0; i < v->ninst; i++) {
+		m->inst[i].handled = v->handled[i];
+		m->inst[i].abandoned = v->abandoned[i];
+	}
 	memcpy(m->owed, v->owed, sizeof(v->owed));
 	m->ninst = v->ninst;
 	m->nsched = v->nsched;
@@ -76,40 +107,76 @@ static bool open_gate(struct machine *m, u32 vector, u32 masked)
 	return !(masked >> vector & 1);
 }
 
-static u64 mix(u64 h, u64 v)
+static u64 fold(u64 a, u64 b)
 {
-	h = (h ^ v) * 0x9e3779b97f4a7c15ull;
-	return h ^ h >> 29;
+	u128 p = (u128)a * b;
+
+	return (u64)p ^ (u64)(p >> 64);
+}
+
+/* A hash of `n` words; two chains of multiplications run side by side. */
+static u64 digest(u64 h, const u64 *p, u64 n)
+{
+	u64 a = h ^ 0x9e3779b97f4a7c15ull, b = h ^ 0xc2b2ae3d27d4eb4full;
+
+	for (; n >= 4; n -= 4, p += 4) {
+		a = fold(p[0] ^ 0xa0761d6478bd642full, p[1] ^ a);
+		b = fold(p[2] ^ 0xe7037ed1a0b428dbull, p[3] ^ b);
+	}
+	for (; n; n--, p++)
+		a = fold(*p ^ 0x8ebc6af09c88c6e3ull, a ^ 0x589965cc75374cc3ull);
+	return fold(a ^ 0x1d8e4e27c47d124full, b + n);
+}
+
+/* Double the table of committed states. */
+static bool grow(struct search *s)
+{
+	u32 size = s->hashes_size * 2;
+	u64 *wider = size ? calloc(size, sizeof(*wider)) : NULL;
+
+	if (!wider)
+		return false;
+	for (u32 k = 0; k < s->hashes_size; k++) {
+		u32 i = (u32)s->hashes[k] / 2 & (size - 1);
+
+		if (!s->hashes[k])
+			continue;
+		while (wider[i])
+			i = (i + 1) & (size - 1);
+		wider[i] = s->hashes[k];
+	}
+	free(s->hashes);
+	s->hashes = wider;
+	s->hashes_size = size;
+	return true;
 }
 
 /* Was this committed state, with these events, followed already? */
-static bool followed(struct search *s, u32 left)
+static bool followed(struct search *s, struct region *reg, u32 left)
 {
 	struct machine *m = s->m;
-	struct region *reg = region_of(m, m->r[REG_RSP]);
-	u64 top = reg && reg->live < reg->top ? reg->live : reg ? reg->top : 0, h = left;
+	u64 top = reg->live < reg->top ? reg->live : reg->top, h = left, next;
 	u32 i;
 
-	for (i = 0; i < NSLOTS; i++)
-		h = mix(h, m->r[i]);
+	h = digest(h, m->r, NSLOTS);
 	for (i = 0; i < m->ninst; i++)
-		h = mix(h, m->inst[i].vector << 8 | m->inst[i].handled);
-	for (u64 va = m->r[REG_RSP]; va < top; va += 8) {
-		u64 val = 0;
+		h = fold(h ^ (m->inst[i].vector << 8 | m->inst[i].handled), 0xa0761d6478bd642full);
+	for (u64 va = m->r[REG_RSP]; va < top; va = next) {
+		int page = find_page(m, va);
+		u64 off = va & (PAGE - 1);
 
-		read_word(m, va, &val);
-		h = mix(h, val);
+		next = va - off + PAGE;
+		if (page >= 0)
+			h = digest(h, &m->mem[(u32)page * WORDS + off / 8], ((next < top ? next : top) - va + 7) / 8);
 	}
 	h |= 1;
-	for (i = (u32)(h >> 40) & (s->hashes_size - 1); s->hashes[i]; i = (i + 1) & (s->hashes_size - 1))
+	for (i = (u32)h / 2 & (s->hashes_size - 1); s->hashes[i]; i = (i + 1) & (s->hashes_size - 1))
 		if (s->hashes[i] == h)
 			return true;
-	if (s->nhashes * 2 > s->hashes_size) {
-		m->overflow = __LINE__;
-		return false;
-	}
 	s->hashes[i] = h;
 	s->nhashes++;
+	if (s->nhashes * 2ull > s->hashes_size && !grow(s))
+		m->overflow = __LINE__;
 	return false;
 }
 
@@ -125,13 +192,32 @@ static void inject(struct search *s, u32 vector, u32 left, u32 masked)
 	struct saved v;
 	int st;
 
-	save(s->m, &v, masked);
+	save(s, &v);
 	st = push_event(s->m, vector);
 	if (st == GOES_ON)
 		walk(s, left - 1, masked | 1u << vector);
 	else
 		s->m->executed++;
-	restore(s->m, &v);
+	restore(s, &v);
+}
+
+/* An instance whose context no longer exists: nothing can return to it. */
+static void empty(struct search *s, u32 index)
+{
+	struct instance *in = &s->m->inst[index];
+	struct gone *g = &s->gone[s->ngone];
+
+	in->abandoned = 1;
+	if (!in->x[REG_RIP])
+		return;
+	if (s->ngone == MAX_GONE) {
+		s->m->overflow = __LINE__;
+		return;
+	}
+	g->index = index;
+	memcpy(g->x, in->x, sizeof(g->x));
+	s->ngone++;
+	memset(in->x, 0, sizeof(in->x));
 }
 
 /* The states behind a commit, once each; false: nothing new there. */
@@ -150,12 +236,10 @@ static bool commit(struct search *s, u32 left, u32 *masked)
 	for (u32 i = 1; i < m->ninst; i++) {
 		struct region *at = region_of(m, m->inst[i].x[REG_RSP]);
 
-		if (at && at->kind == IST_STACK) {
-			m->inst[i].abandoned = 1;
-			memset(m->inst[i].x, 0, sizeof(m->inst[i].x));
-		}
+		if (at && at->kind == IST_STACK)
+			empty(s, i);
 	}
-	if (followed(s, left))
+	if (followed(s, reg, left))
 		return false;
 	for (u32 i = 0; i < m->im->nregions; i++)
 		if (m->regions[i].kind == IST_STACK)
@@ -167,14 +251,22 @@ static bool commit(struct search *s, u32 left, u32 *masked)
 static void walk(struct search *s, u32 left, u32 masked)
 {
 	struct machine *m = s->m;
+	u32 steps = 0;
 	int st = GOES_ON;
 
-	for (u32 steps = 0; st == GOES_ON && steps < m->im->max_steps && !enough(s); steps++) {
+	while (st == GOES_ON && steps < m->im->max_steps && !enough(s)) {
 		const struct insn *in;
 
-		if (!left && s->run && !(masked & ~0xfu)) {
-			st = s->run(m, m->im->max_steps);
-			if (st != GOES_ON)
+		if (!left && m->code) {
+			u64 before = m->guest_insns;
+
+			st = m->code->run(m, m->im->max_steps - steps);
+			steps += (u32)(m->guest_insns - before);
+			if (st == RETURNS) {
+				st = at_return(m);
+				continue;
+			}
+			if (steps == m->im->max_steps)
 				break;
 		}
 		in = insn_at(m, m->r[REG_RIP]);
@@ -188,6 +280,7 @@ static void walk(struct search *s, u32 left, u32 masked)
 				if (s->offered >> v & 1 && open_gate(m, v, masked))
 					inject(s, v, left, masked);
 		}
+		steps++;
 		if (in && in->handler) {
 			u32 vector = in->handler - 1;
 
@@ -213,7 +306,7 @@ int enumerate(struct search *s, const u64 *regs, u32 expect_df, u32 no_stack)
 	m->nlog = 0;
 	m->expect_df = expect_df;
 	m->no_stack = no_stack;
-	s->nhashes = 0;
+	s->nhashes = s->ngone = s->kept = 0;
 	memset(s->hashes, 0, s->hashes_size * sizeof(*s->hashes));
 	begin(m, regs);
 	for (u32 v = 0; v < NVEC && !enough(s); v++)

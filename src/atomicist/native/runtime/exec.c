@@ -410,6 +410,8 @@ int deliver(struct machine *m, u32 index, u64 error)
 	const struct gate *g = &m->im->gates[index];
 	u64 next = 0;
 
+	if (m->code && !m->shadow && m->code->deliver(m, index, error) == GOES_ON)
+		return GOES_ON;
 	m->note = 0;
 	m->tmp[0].v = error;
 	m->tmp[0].node = 0;

@@ -63,37 +63,76 @@ void log_word(struct machine *m, u32 loc)
 
 void rollback(struct machine *m, u32 mark)
 {
-	while (m->nlog > mark) {
-		struct undo *u = &m->log[--m->nlog];
+	const struct undo *const first = m->log + mark, *u = m->log + m->nlog;
+	u64 *const mem = m->mem;
+
+	if (m->nlog <= mark)
+		return;
+	m->nlog = mark;
+	if (!m->shadow) {
+		while (u-- > first)
+			mem[u->loc - NSLOTS] = u->old;
+		return;
+	}
+	while (u-- > first) {
 		u32 w = u->loc - NSLOTS;
 
-		m->mem[w] = u->old;
+		mem[w] = u->old;
+		m->mnode[w] = u->node;
+		m->mscope[w] = u->scope;
+	}
+}
+
+static u64 poison_of(u64 va)
+{
+	return POISON | (va & 0xffffff);
+}
+
+/* Poison `n` words from word `w` on, which is at `va`; most are poisoned already. */
+static void poison_words(struct machine *m, u64 va, u32 w, u32 n)
+{
+	for (u32 i = 0; i < n; i++, w++, va += 8) {
+		if (m->mem[w] == poison_of(va) && !(m->shadow && (m->mnode[w] || m->mscope[w] != m->scope->id)))
+			continue;
+		log_word(m, w + NSLOTS);
+		m->mem[w] = poison_of(va);
 		if (m->shadow) {
-			m->mnode[w] = u->node;
-			m->mscope[w] = u->scope;
+			m->mnode[w] = 0;
+			m->mscope[w] = m->scope->id;
 		}
 	}
+}
+
+/* Are these eight words poison? */
+static bool poisoned(const u64 *p, u64 va)
+{
+	u64 differ = 0, val = poison_of(va);
+
+	for (u32 i = 0; i < 8; i++)
+		differ |= p[i] ^ (val + 8 * i);
+	return !differ;
 }
 
 /* Overwrite free memory with values that betray any use of them. */
 void poison(struct machine *m, u64 from, u64 to)
 {
-	for (u64 va = (from + 7) & ~7ull; va < to; va += 8) {
-		int i = find_page(m, va);
-		u64 val = POISON | (va & 0xffffff);
-		u32 w;
+	u64 next;
 
+	for (u64 va = (from + 7) & ~7ull; va < to; va = next) {
+		int i = find_page(m, va);
+		u32 w, n;
+
+		next = (va | (PAGE - 1)) + 1;
 		if (i < 0)
 			continue;
 		w = (u32)i * WORDS + (u32)(va & (PAGE - 1)) / 8;
-		if (m->mem[w] == val && !(m->shadow && (m->mnode[w] || m->mscope[w] != m->scope->id)))
-			continue;
-		log_word(m, w + NSLOTS);
-		m->mem[w] = val;
-		if (m->shadow) {
-			m->mnode[w] = 0;
-			m->mscope[w] = m->scope->id;
+		n = (u32)(((next < to ? next : to) - va + 7) / 8);
+		if (!m->shadow) {
+			for (; n >= 8; n -= 8, w += 8, va += 64)
+				if (!poisoned(&m->mem[w], va))
+					poison_words(m, va, w, 8);
 		}
+		poison_words(m, va, w, n);
 	}
 }
 

@@ -130,17 +130,21 @@ struct node {
 	u32 a, b;		/* inputs that are nodes; LEAF: a = loc, b = parent's node */
 	u32 code;		/* CODE_*, or LEAF */
 	u32 scope;
+	u32 root;		/* to_root() + 1, once it is known */
 	u8 size, sa, sb;
 };
 
 #define LEAF 0xffffu
+#define MAX_LEAVES 6
 
 /* "node has this value": part of the condition under which a run goes this way */
 struct constraint {
 	u32 node;
-	u32 pad;
+	u32 nleaves;		/* places it reads, if no more than MAX_LEAVES */
+	u32 leaf[MAX_LEAVES];
 	u64 val;
 	u64 where;
+	u64 seen;		/* signature of the last scope that inherited it */
 };
 
 /* "this place, whose value the result depends on, holds this" */
@@ -148,6 +152,8 @@ struct copied {
 	u32 loc;
 	u32 root;		/* node of scope 0 */
 	u64 val;
+	u32 last;		/* node that was last seen to have that root */
+	u32 pad;
 };
 
 #define MAX_CONSTRAINTS 1024
@@ -175,7 +181,7 @@ struct instance {
 
 /* How a run ended, and the properties of the specification. Keep in step with
  * atomicist.spec.properties, which prints tables.h: P_* come from there. */
-enum status { GOES_ON, DONE, FOUND, DOUBLE_FAULT, COMMIT };
+enum status { GOES_ON, DONE, FOUND, DOUBLE_FAULT, COMMIT, RETURNS, REFUSES };
 
 struct event {
 	u32 vector;
@@ -200,8 +206,22 @@ struct temp {
 	u32 node;
 };
 
+struct machine;
+
+/*
+ * The image as machine code (native/codegen.py), for searches without dependences.
+ * `run` executes at most `fuel` instructions and says GOES_ON where it stopped, or
+ * RETURNS behind an IRET or SYSRET, for at_return() to judge.  `deliver` says GOES_ON
+ * or, with nothing changed, REFUSES.
+ */
+struct compiled {
+	int (*run)(struct machine *m, u64 fuel);
+	int (*deliver)(struct machine *m, u32 index, u64 error);
+};
+
 struct machine {
 	const struct image *im;
+	const struct compiled *code;	/* or NULL */
 	u64 *mem;
 	u32 *mnode;
 	u32 *mscope;
@@ -225,9 +245,7 @@ struct machine {
 	u32 nnodes, capnodes;
 	u32 *node_hash;
 	u32 hash_size;
-	u32 *stamp;
-	u64 *stamp_val;
-	u32 now;
+	u32 *depended;		/* by place: the scope that last noted it as copied */
 
 	struct instance inst[MAX_CHAIN];
 	u32 ninst;
@@ -270,6 +288,7 @@ void require(struct machine *m, u32 node, u64 val);
 void depend(struct machine *m, u32 node);
 u32 to_parent(struct machine *m, u32 node);
 u32 to_root(struct machine *m, u32 node);
+u64 value_at(struct machine *m, u32 loc);
 u64 evaluate_now(struct machine *m, u32 node);
 u64 evaluate_with(struct machine *m, u32 node, u32 loc, u64 val);
 bool is_origin(struct machine *m, u32 node, u32 loc);

@@ -85,6 +85,13 @@ int fault(struct machine *m, u32 number, u64 why, u64 address)
 	const struct insn *in = insn_at(m, m->pc);
 
 	if (in && in->place & DELIBERATE && number == VECTOR_SS) {
+		/* an event that hit an entry already on its way to #DF may only follow it */
+		for (u32 i = 0; i < m->ninst; i++) {
+			const struct insn *hit = insn_at(m, m->inst[i].x[REG_RIP]);
+
+			if (hit && hit->place & DELIBERATE && m->inst[i].in_entry)
+				return DOUBLE_FAULT;
+		}
 		if (in->place & NO_ROOM ? no_room(m) : m->expect_df)
 			return DOUBLE_FAULT;
 		return report(m, P_DOUBLE_FAULT, m->pc, NSLOTS, 0, 0);

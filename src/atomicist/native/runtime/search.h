@@ -43,6 +43,14 @@ struct emitted {
 	struct event events[MAX_CHAIN];
 };
 
+/* The context of an instance that a commit made void (enumeration). */
+struct gone {
+	u32 index;
+	u64 x[NSLOTS];
+};
+
+#define MAX_GONE 256
+
 struct search {
 	struct machine *m;
 	struct memo *memo;
@@ -65,7 +73,9 @@ struct search {
 	u64 *hashes;		/* committed states already followed */
 	u32 hashes_size, nhashes;
 	u32 stop;		/* findings after which to stop */
-	int (*run)(struct machine *m, u64 fuel);	/* compiled code, or NULL */
+	u32 kept;		/* instances that belong to an event being tried */
+	u32 ngone;
+	struct gone gone[MAX_GONE];
 };
 
 /* Totals that Python reads in one go. */

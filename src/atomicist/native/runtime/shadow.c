@@ -95,7 +95,7 @@ static u32 *node_place(struct machine *m, u32 loc, u32 **scope)
 	return &m->mnode[loc - NSLOTS];
 }
 
-static u64 value_at(struct machine *m, u32 loc)
+u64 value_at(struct machine *m, u32 loc)
 {
 	return loc < NSLOTS ? m->r[loc] : m->mem[loc - NSLOTS];
 }
@@ -239,6 +239,9 @@ static void copy_leaf(void *arg, u32 loc)
 	struct machine *m = arg;
 	struct scope *s = m->scope;
 
+	if (m->depended[loc] == s->id)
+		return;
+	m->depended[loc] = s->id;
 	for (u32 i = 0; i < s->ncop; i++)
 		if (s->cop[i].loc == loc)
 			return;
@@ -311,11 +314,14 @@ u32 to_root(struct machine *m, u32 node)
 	struct scope *s = m->scope;
 	u32 n;
 
-	if (!node || s->id == 1)
+	if (!node || m->nodes[node].scope == 1)
 		return node;
+	if (m->nodes[node].root)
+		return m->nodes[node].root - 1;
 	m->scope = m->outer;
 	n = rebuild(m, node, root_leaf);
 	m->scope = s;
+	m->nodes[node].root = n + 1;
 	return n;
 }
 
@@ -423,7 +429,7 @@ bool is_origin(struct machine *m, u32 node, u32 loc)
 	if (n->code == LEAF)
 		return n->a == loc;
 	if (loc < NSLOTS && slot_size[loc] == 1)
-		return bit_source(m, node, 0, loc) == ORIGIN;
+		return bit_source(m, node, 0, loc) != ELSEWHERE;
 	if (n->code == CODE_SUBPIECE && !n->b && n->vb == 0)
 		return is_origin(m, n->a, loc);
 	/* a selector: the low half of what was pushed */

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Where control goes from each instruction, and which registers matter where.
+
+A register is live where some path reads it before writing it.  All are live where
+somebody looks: where compiled code stops (a handler, a commit label, an address
+without code), at an indirect branch, a return from an event, an instruction left to
+`step()`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from atomicist.isa.ir import Code, Insn, Note, Op, Space, Var
+from atomicist.isa.registers import REGISTERS, SLOT, SLOTS
+from atomicist.machine.target import Place, Target
+from atomicist.native.trace import compilable
+
+ALL: Final = (1 << SLOTS) - 1
+_NATURAL: Final = tuple(r.size for r in REGISTERS.values())
+_LEAVES: Final = (Code.BRANCH, Code.BRANCHIND)
+
+
+class FlowGraph:
+    """The compilable instructions of a target and what is known of them."""
+
+    def __init__(self, target: Target) -> None:
+        self.stops = {va for va in target.insns if va in target.handlers}
+        self.commits = {va for va, place in target.places.items() if place & Place.COMMITTED}
+        self.insns = {
+            va: insn for va, insn in target.insns.items() if va not in self.stops and compilable(insn.ops)
+        }
+        self._next = {va: tuple(successors(insn)) for va, insn in self.insns.items()}
+        self._live = self._liveness()
+        self.leaders = self._leaders(target)
+        self.resumable = self._resumable(target)
+
+    def live(self, va: int | None) -> frozenset[int]:
+        """The slots that matter at ``va``; None: at an address not known."""
+        bits = self.live_bits(va)
+        return frozenset(i for i in range(SLOTS) if bits >> i & 1)
+
+    def live_bits(self, va: int | None) -> int:
+        """The same as a bit set."""
+        return ALL if va is None or va in self.commits else self._live.get(va, ALL)
+
+    def _liveness(self) -> dict[int, int]:
+        effects = {va: _reads_writes(insn.ops) for va, insn in self.insns.items()}
+        before: dict[int, list[int]] = {}
+        for va, targets in self._next.items():
+            for to in targets:
+                before.setdefault(to, []).append(va)
+        live = dict.fromkeys(self.insns, 0)
+        todo = list(self.insns)
+        self._live = live
+        while todo:
+            va = todo.pop()
+            reads, writes = effects[va]
+            after = 0
+            for to in self._next[va]:
+                after |= self.live_bits(to)
+            if observed(self.insns[va].ops):
+                after = ALL
+            now = reads | (after & ~writes)
+            if now != live[va]:
+                live[va] = now
+                todo += [p for p in before.get(va, ()) if p in live]
+        return live
+
+    def _leaders(self, target: Target) -> set[int]:
+        """Where traces begin: wherever control may come from elsewhere."""
+        found = {gate.offset for gate in target.gates.values()} | self.commits
+        for va, insn in self.insns.items():
+            found |= set(self._next[va]) - {insn.next}
+            if not falls_through(insn):
+                found.add(insn.next)
+            elif any(op.code is Code.NOTE for op in insn.ops):
+                found.add(insn.next)
+        reached = {insn.next for insn in self.insns.values() if falls_through(insn)}
+        found |= self.insns.keys() - reached
+        return found & self.insns.keys()
+
+    def _resumable(self, target: Target) -> set[int]:
+        """Where an interrupted context may go on: nowhere before a commit, for an
+        image that says where its commits are."""
+        if not self.commits:
+            return set(self.insns)
+        handlers_return = {i.next for i in target.insns.values() if i.target in self.stops}
+        todo = [va for va in self.commits | handlers_return if va in self.insns]
+        found = set(todo)
+        while todo:
+            for to in self._next[todo.pop()]:
+                if to in self.insns and to not in found:
+                    found.add(to)
+                    todo.append(to)
+        return found
+
+
+def observed(ops: tuple[Op, ...]) -> bool:
+    """Whether the instruction leaves to where nothing is known of what comes."""
+    return any(
+        op.code is Code.BRANCHIND or (op.code is Code.NOTE and op.ins[0].off != Note.WRITE_CR3) for op in ops
+    )
+
+
+def falls_through(insn: Insn) -> bool:
+    """Whether control may reach the instruction behind ``insn``."""
+    return insn.next in successors(insn)
+
+
+def successors(insn: Insn) -> Iterator[int]:
+    """Addresses that ``insn`` can lead to and that it names itself."""
+    end = len(insn.ops)
+    seen: set[int] = set()
+    todo = [0]
+    while todo:
+        index = todo.pop()
+        if index in seen:
+            continue
+        seen.add(index)
+        if index >= end:
+            yield insn.next
+            continue
+        op = insn.ops[index]
+        if op.code in (Code.BRANCH, Code.CBRANCH):
+            yield op.ins[0].off
+        if op.code in (Code.JUMP, Code.CJUMP):
+            todo.append(op.ins[0].off)
+        if op.code not in (*_LEAVES, Code.JUMP):
+            todo.append(index + 1)
+
+
+def _reads_writes(ops: tuple[Op, ...]) -> tuple[int, int]:
+    """Slots read before they are surely written, and those surely written."""
+    reads = writes = 0
+    sure = True
+    for op in ops:
+        for v in op.ins:
+            reads |= _bit(v) & ~writes
+        if op.code in (Code.LOAD, Code.STORE) and op.ins[-1].off == 2:
+            reads |= 1 << REGISTERS["GSBASE"].slot & ~writes
+        # what lies behind a jump may be skipped, and so counts as a reader only
+        sure = sure and op.code not in (Code.JUMP, Code.CJUMP, Code.CBRANCH)
+        out = op.out
+        if out is None or out.space is not Space.REG:
+            continue
+        whole = out.off % SLOT == 0 and out.size == _NATURAL[out.off // SLOT]
+        if whole and sure:
+            writes |= _bit(out)
+        elif not whole:
+            reads |= _bit(out) & ~writes
+    return reads, writes
+
+
+def _bit(v: Var) -> int:
+    return 1 << v.off // SLOT if v.space is Space.REG else 0

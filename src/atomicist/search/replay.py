@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Replays one schedule on the reference interpreter, and keeps what happened.
+
+Nothing is summarised or merged here: every event is delivered, every handler
+called, every byte really written.  What comes out is a verdict and a trace from
+which a finding is explained and drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from atomicist.isa.delivery import VECTORS
+from atomicist.isa.ir import Note
+from atomicist.isa.registers import BY_SLOT
+from atomicist.machine.interpreter import Fault, ForeignGsBase, Machine, Unmodelled
+from atomicist.machine.memory import WORD, Region
+from atomicist.machine.target import Place, Target
+from atomicist.search.schedule import Injection, Schedule, ScheduleError
+from atomicist.spec.contexts import Context, contexts
+from atomicist.spec.events import ERROR_TOKEN
+from atomicist.spec.observer import POISON, Done, DoubleFault, Instance, Observer, Violation
+from atomicist.spec.properties import BY_KEY
+
+MAX_STEPS: Final = 200_000
+
+_REFUSALS: Final = {
+    "non-canonical": "NON_CANONICAL", "unmapped": "UNMAPPED", "not-in-user-tables": "NOT_IN_USER_TABLES",
+    "user-memory": "USER_MEMORY", "read-only": "READ_ONLY", "fetch": "FETCH", "fault": "FAULT",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """Who wrote a word last: ``step``, the address ``rip`` of the instruction (that was
+    interrupted, for a delivery), ``vector`` of the event under way, ``by`` what."""
+
+    step: int
+    rip: int
+    vector: str
+    by: str
+    value: int
+    old: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing that happened: ``kind`` is insn, deliver, handler or commit."""
+
+    index: int
+    kind: str
+    rip: int
+    text: str
+    depth: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How a replay ended: ``property`` is empty when nothing is wrong."""
+
+    property: str
+    subject: str
+    expected: int | None
+    found: int | None
+    rip: int
+    outcome: str
+
+
+@dataclass(slots=True)
+class Replay:
+    """A replayed schedule: the verdict and everything needed to explain it."""
+
+    target: Target
+    context: Context
+    schedule: Schedule
+    verdict: Verdict
+    steps: list[Step] = field(default_factory=list)
+    writes: dict[int, list[Write]] = field(default_factory=dict)
+    instances: list[Instance] = field(default_factory=list)
+    frames: list[tuple[str, int, int]] = field(default_factory=list)
+    """Of each delivery: vector, address of the frame, size in bytes."""
+    memory: Mapping[int, int] = field(default_factory=dict)
+    """Written words, at the end."""
+    registers: Mapping[str, int] = field(default_factory=dict)
+
+
+def find_context(target: Target, name: str) -> Context:
+    """The start context ``name``. Raises `ScheduleError` if there is none."""
+    found = next((c for c in contexts(target) if c.name == name), None)
+    if found is None:
+        raise ScheduleError(f"{target.name} has no start context '{name[:60]}' (atomicist verify --list-contexts)")
+    return found
+
+
+class _Run:
+    def __init__(self, target: Target, context: Context, schedule: Schedule) -> None:
+        self.machine = Machine(target)
+        self.machine.registers[:] = context.registers
+        self.machine.watch = self._store
+        self.observer = Observer(self.machine, expect_df=context.expect_df, no_stack=context.no_stack)
+        self.replay = Replay(target, context, schedule, Verdict("", "", None, None, 0, ""))
+        self._todo = list(schedule.injections)
+        self._seen = 0
+        self._by = "insn"
+        self._watching = True
+
+    def run(self) -> Replay:
+        try:
+            self._loop()
+            outcome = Verdict("", "", None, None, self.machine["RIP"], "resumed")
+        except Done:
+            outcome = Verdict("", "", None, None, self.machine["RIP"], "resumed")
+        except DoubleFault:
+            outcome = Verdict("", "", None, None, self.machine["RIP"], "double fault, with cause")
+        except Violation as v:
+            outcome = self._verdict(v.key, v.subject, v.expected, v.found)
+        except ForeignGsBase as e:
+            outcome = self._verdict("FOREIGN_GSBASE", f"%gs access {e}", None, self.machine["GSBASE"])
+        except Unmodelled as e:
+            key = "NO_CODE" if str(e).startswith("no code") else "UNMODELLED"
+            outcome = self._verdict(key, str(e), None, None)
+        r = self.replay
+        r.verdict = outcome
+        r.instances = self.observer.instances
+        r.memory = {a: self.machine.memory.word(a) or 0 for a in r.writes}
+        r.registers = dict(zip(BY_SLOT, self.machine.registers, strict=True))
+        return r
+
+    def _verdict(self, key: str, subject: str, expected: int | None, found: int | None) -> Verdict:
+        return Verdict(BY_KEY[key].number, subject, expected, found, self.machine["RIP"], "violated")
+
+    def _loop(self) -> None:
+        for _ in range(MAX_STEPS):
+            self._commit()
+            if self._due():
+                self._inject(self._todo.pop(0))
+                continue
+            if not self.observer.instances:
+                raise ScheduleError("the schedule's first event never arrives: it must have no place, or RIP's")
+            self._step()
+        raise Violation("ENDLESS", f"more than {MAX_STEPS} steps")
+
+    def _due(self) -> bool:
+        if not self._todo:
+            return False
+        wanted = self._todo[0]
+        if wanted.rip is None:
+            return True
+        if self.machine["RIP"] != wanted.rip:
+            return False
+        self._seen += 1
+        return self._seen == wanted.nth
+
+    def _log(self, kind: str, text: str) -> None:
+        steps = self.replay.steps
+        steps.append(Step(len(steps), kind, self.machine["RIP"], text, len(self.observer.instances)))
+
+    def _inject(self, injection: Injection) -> None:
+        vector = injection.vector
+        self.machine["RSP"] -= injection.depth
+        if not self.observer.gate_open(vector):
+            raise ScheduleError(f"{vector} cannot be delivered at {self._where()}: its gate is closed there")
+        gate = self.replay.target.gates[vector]
+        self._log("deliver", f"#{vector}" if vector != "NMI" else "NMI")
+        instance = self.observer.push(vector)
+        self._by, self._watching = "delivery", False
+        try:
+            self.machine.deliver(gate, ERROR_TOKEN)
+        except Fault as e:
+            raise Violation(_REFUSALS[e.reason], f"delivery of {vector}", None, e.address) from e
+        finally:
+            self._by, self._watching = "insn", True
+        instance.frame = self.machine["RSP"]
+        words = 6 if VECTORS[vector].has_error_code else 5
+        self.replay.frames.append((vector, instance.frame, words * WORD))
+        self._seen = 0
+
+    def _where(self) -> str:
+        return self.replay.target.symbolize(self.machine["RIP"])
+
+    def _commit(self) -> None:
+        if self.observer.early and self.observer.place() & Place.COMMITTED:
+            self._log("commit", "commit")
+            for region in self.observer.committed():
+                self._poison(region)
+            main = self.replay.target.main_stack()
+            if main is not None:
+                self._poison(Region(main.name, main.bottom, self.machine["RSP"], main.kind))
+
+    def _step(self) -> None:
+        machine, target = self.machine, self.replay.target
+        handler = target.handlers.get(machine["RIP"])
+        if handler is not None:
+            self._log("handler", f"{self._where()}()")
+            self.observer.handler(handler)
+            for region in self.observer.adversary(handler):
+                self._poison(region)
+            return
+        try:
+            insn = machine.insn()
+            self._log("insn", insn.text)
+            machine.step()
+        except Fault as e:
+            self._faulted(e)
+            return
+        if machine.notes & {Note.IRET, Note.SYSRET}:
+            self.observer.returned()
+
+    def _faulted(self, fault: Fault) -> None:
+        if self.observer.place() & Place.DELIBERATE and fault.reason == "non-canonical":
+            self._watching = False
+            delivered = self.machine.raise_fault(fault, self.replay.target.gates)
+            if delivered != "DF":
+                raise Violation("DOUBLE_FAULT", f"the deliberate double fault became {delivered}") from fault
+            # judged at the instruction that faulted, which the frame names
+            self.machine["RIP"] = self.machine.memory.word(self.machine["RSP"] + WORD) or 0
+            self.observer.deliberate()
+        raise Violation(_REFUSALS[fault.reason], f"{self._where()}, vector {fault.vector}", None, fault.address)
+
+    def _poison(self, region: Region) -> None:
+        memory = self.machine.memory
+        for address in range((region.bottom + 7) & ~7, region.top, WORD):
+            value = POISON | address & 0xFFFFFF
+            if memory.word(address) not in (None, value):
+                self._record(address, value, "freed")
+                memory.poke(address, WORD, value)
+
+    def _store(self, address: int, size: int, value: int) -> None:
+        if self._watching:
+            self.observer.store(address, size)
+        word = address & ~7
+        shift = 8 * (address - word)
+        old = self.machine.memory.word(word) or 0
+        keep = ~(((1 << 8 * size) - 1) << shift)
+        self._record(word, (old & keep | value << shift) & ((1 << 64) - 1), self._by)
+
+    def _record(self, address: int, value: int, by: str) -> None:
+        instances = self.observer.instances
+        vector = instances[-1].vector if instances else ""
+        old = self.machine.memory.word(address) or 0
+        write = Write(len(self.replay.steps) - 1, self.machine["RIP"], vector, by, value, old)
+        self.replay.writes.setdefault(address, []).append(write)
+
+
+def replay(target: Target, schedule: Schedule) -> Replay:
+    """Run ``schedule`` on the reference interpreter.
+
+    Raises `ScheduleError` if its context does not exist or an event cannot be
+    delivered where it says."""
+    return _Run(target, find_context(target, schedule.context), schedule).run()

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Runs the native engine on both cores; results come back in the order of the tasks.
+
+Workers are forked, so that they share the target, and build their engine when the
+first task arrives.  Order, not arrival, decides everything downstream: one worker
+and two give the same result.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from multiprocessing.pool import Pool
+from typing import Final, TypeVar
+
+from atomicist.machine.target import Target
+from atomicist.native.engine import Engine
+from atomicist.spec.events import ERROR_TOKEN, EVENTS
+from atomicist.spec.properties import CODES
+
+MAX_RUN: Final = 20_000
+"""Bound on the instructions of one run, beyond which it counts as endless."""
+
+Task = TypeVar("Task")
+Answer = TypeVar("Answer")
+
+
+@dataclass(slots=True)
+class _Here:
+    """What a worker process keeps."""
+
+    target: Target | None = None
+    engine: Engine | None = None
+
+
+_here = _Here()
+
+
+def new_engine(target: Target) -> Engine:
+    """The native runtime with the specification's tables, loaded with ``target``."""
+    return Engine(target, CODES, EVENTS, ERROR_TOKEN, MAX_RUN)
+
+
+def engine() -> Engine:
+    """This process's engine. RuntimeError outside `Workers`."""
+    if _here.engine is None:
+        if _here.target is None:
+            raise RuntimeError("no target: engine() is for tasks of Workers")
+        _here.engine = new_engine(_here.target)
+    return _here.engine
+
+
+def default_workers() -> int:
+    """One worker a core, at most two: more gain nothing on the machines this is for."""
+    return max(1, min(2, os.cpu_count() or 1))
+
+
+def _start() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class Workers:
+    """A pool for one target; a context manager. With ``count`` 1 all runs here."""
+
+    def __init__(self, target: Target, count: int) -> None:
+        self._target = target
+        self._count = count
+        self._pool: Pool | None = None
+
+    def __enter__(self) -> Workers:
+        _here.target, _here.engine = self._target, None
+        new_engine(self._target).close()  # compile once, and fail here if there is no compiler
+        if self._count > 1:
+            self._pool = multiprocessing.get_context("fork").Pool(self._count, _start)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.terminate()
+            self._pool.join()
+        if _here.engine is not None:
+            _here.engine.close()
+        _here.target = _here.engine = None
+
+    def map(self, function: Callable[[Task], Answer], tasks: Iterable[Task]) -> Iterator[Answer]:
+        """``function`` of each task, in order, as they come in."""
+        if self._pool is None:
+            return map(function, tasks)
+        return self._pool.imap(function, tasks, chunksize=1)

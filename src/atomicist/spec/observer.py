@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The observer: judges a run by what hardware and handlers can see.
+
+It keeps the events that were delivered and are not done with, each with the
+context it interrupted, and judges three moments:
+
+* a handler is entered: it must be shown the context that its event interrupted,
+  in a sound environment.  One exception: an event that hit an entry which had
+  not reached its own handler may be shown another context *of the entry code*,
+  because such an entry may be resumed elsewhere, as long as all that follows is
+  right;
+* IRET or SYSRET is executed: the state must be that of an interrupted context,
+  in every register; a return into entry code at a place where nobody was
+  interrupted is the entry's own business; any other return is a loss;
+* the first context runs again: no event may be left unhandled.
+
+This is the definition; native/runtime/observe.c states the same for speed, and
+every finding of the native model is replayed here before it is shown.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from atomicist.isa.delivery import MCIP, VECTORS
+from atomicist.isa.registers import BY_SLOT, FLAG_BITS, REGISTERS, RFLAGS_FIXED
+from atomicist.machine.interpreter import Machine
+from atomicist.machine.memory import Region, RegionKind
+from atomicist.machine.target import Place
+from atomicist.native.tables import PT_REGS
+from atomicist.spec.events import ERROR_TOKEN, EVENTS
+
+NOT_COMPARED: Final = frozenset({"NMI_BLOCKED", "MCG_STATUS", "SHADOW"})
+"""What a nested event may change for the context that it interrupted."""
+
+POISON: Final = 0xDEAD_57AC_0000_0000
+_CALLER_SAVED: Final = ("RAX", "RCX", "RDX", "RSI", "RDI", "R8", "R9", "R10", "R11")
+_ARITHMETIC: Final = ("CF", "PF", "AF", "ZF", "SF", "OF")
+_LIVE_KINDS: Final = (RegionKind.TASK_STACK, RegionKind.ENTRY_STACK, RegionKind.IRQ_STACK)
+CALL_SLACK: Final = 32
+"""Bytes of the handler's reserve that the call and its alignment may use."""
+
+
+class Violation(Exception):
+    """A property is violated: its ``key``, the register or address concerned, and
+    what was ``expected`` and ``found`` there."""
+
+    def __init__(self, key: str, subject: str, expected: int | None = None, found: int | None = None) -> None:
+        super().__init__(f"{key}: {subject}")
+        self.key = key
+        self.subject = subject
+        self.expected = expected
+        self.found = found
+
+
+class Done(Exception):
+    """The first context runs again, unchanged, and every event was handled."""
+
+
+class DoubleFault(Exception):
+    """The entry gave up deliberately, and had cause to."""
+
+
+@dataclass(slots=True)
+class Instance:
+    """One delivered event: its ``vector``, the ``context`` it interrupted."""
+
+    vector: str
+    context: dict[str, int]
+    in_entry: bool
+    handled: bool = False
+    abandoned: bool = False
+    frame: int = 0
+    """Address of the frame that hardware pushed for it."""
+
+
+def pack_flags(registers: dict[str, int]) -> int:
+    """The RFLAGS image of a context."""
+    value = RFLAGS_FIXED
+    for name, (bit, _) in FLAG_BITS.items():
+        value |= registers[name] << bit
+    return value
+
+
+class Observer:
+    """Watches a reference machine; `push`, `handler`, `returned` are the moments."""
+
+    def __init__(self, machine: Machine, *, expect_df: bool, no_stack: bool) -> None:
+        self.machine = machine
+        self.target = machine.target
+        self.expect_df = expect_df
+        self.no_stack = no_stack
+        self.instances: list[Instance] = []
+        self.owed: dict[str, int] = dict.fromkeys(EVENTS, 0)
+        self.early = False
+        self.masked: set[str] = set()
+        self._live: dict[str, int] = {}
+        self._saved_live: list[tuple[str, int] | None] = []
+        self._start_live()
+
+    def context(self) -> dict[str, int]:
+        """The present registers by name."""
+        return dict(zip(BY_SLOT, self.machine.registers, strict=True))
+
+    def _user(self) -> bool:
+        return bool(self.machine["CS"] & 3)
+
+    def place(self) -> Place:
+        """The marks at RIP."""
+        return self.target.places.get(self.machine["RIP"], Place(0))
+
+    def _start_live(self) -> None:
+        rsp, user = self.machine["RSP"], self._user()
+        for region in self.target.regions:
+            here = not user and not self.no_stack and region.bottom <= rsp <= region.top
+            live = region.top
+            if region.kind in _LIVE_KINDS:
+                free = user and region.kind is not RegionKind.IRQ_STACK
+                live = rsp if here else region.top if free else region.bottom
+            elif region.kind is RegionKind.MAIN_STACK and here:
+                live = rsp
+            self._live[region.name] = live
+
+    def store(self, address: int, size: int) -> None:
+        """Judge a store, before it happens."""
+        region = self.target.region(address)
+        if region is not None and address + size > self._live[region.name]:
+            raise Violation("LIVE_OVERWRITTEN", f"{region.name} at {address:#x}")
+        if self.early and not self.machine.scratch(address):
+            raise Violation("WRITE_OUTSIDE", f"{address:#x}")
+
+    def gate_open(self, vector: str) -> bool:
+        """Whether hardware could deliver ``vector`` here (see `spec.events`)."""
+        machine = self.machine
+        if vector not in self.target.gates or machine["SHADOW"]:
+            return False
+        if vector == "NMI" and machine["NMI_BLOCKED"]:
+            return False
+        if vector == "MC" and machine["MCG_STATUS"] & MCIP:
+            return False
+        return vector not in self.masked
+
+    def push(self, vector: str) -> Instance:
+        """An event is about to be delivered: note the context it interrupts."""
+        context = self.context()
+        if VECTORS[vector].fault_class:
+            context["RF"] = 1
+        in_entry = bool(self.place() & Place.ENTRY) and not self._user()
+        instance = Instance(vector, context, in_entry)
+        region = self.target.region(context["RSP"])
+        saved = None
+        movable = region is not None and region.kind not in (RegionKind.OTHER, RegionKind.IST_STACK)
+        if self.instances and region is not None and movable and not self._user():
+            if self._live[region.name] > context["RSP"]:
+                saved = (region.name, self._live[region.name])
+                self._live[region.name] = context["RSP"]
+        self._saved_live.append(saved)
+        self.instances.append(instance)
+        self.masked.add(vector)
+        self.early = self.target.claims
+        return instance
+
+    def committed(self) -> list[Region]:
+        """A commit label was reached: the IST stacks that are free from here."""
+        main = self.target.main_stack()
+        if main is None or not main.holds(self.machine["RSP"]):
+            raise Violation("CLAIM", "RSP", None, self.machine["RSP"])
+        self.early = False
+        self.masked.clear()
+        free = [r for r in self.target.regions if r.kind is RegionKind.IST_STACK]
+        for instance in self.instances[1:]:
+            if any(r.holds(instance.context["RSP"]) for r in free):
+                instance.abandoned = True
+        return free
+
+    def handler(self, vector: str) -> None:
+        """A handler is entered: judge what it sees."""
+        instance = next((i for i in reversed(self.instances) if i.vector == vector and not i.handled), None)
+        if instance is None and self.owed[vector]:
+            self.owed[vector] -= 1
+            instance = next((i for i in reversed(self.instances) if i.vector == vector), None)
+        if instance is None:
+            raise Violation("HANDLED_TWICE", vector)
+        self._environment()
+        self._frame(instance, self.machine["RDI"])
+        if VECTORS[vector].has_error_code and self.machine["RSI"] != ERROR_TOKEN:
+            raise Violation("HANDLER_CONTEXT", "error code (RSI)", ERROR_TOKEN, self.machine["RSI"])
+        instance.handled = True
+        self.masked.discard(vector)
+
+    def _environment(self) -> None:
+        machine, target = self.machine, self.target
+        wanted = {"GSBASE": target.kernel_gsbase, "CR3": target.kernel_cr3, "AC": 0, "DF": 0}
+        for name, expected in wanted.items():
+            kept = 0x000F_FFFF_FFFF_F000 if name == "CR3" else (1 << 64) - 1
+            if machine[name] & kept != expected & kept:
+                raise Violation("ENVIRONMENT", name, expected, machine[name])
+        rsp = machine["RSP"]
+        region = target.region(rsp)
+        if rsp & 15 != 8 or region is None:
+            raise Violation("ENVIRONMENT", "RSP", None, rsp)
+        if region.kind is RegionKind.MAIN_STACK and rsp + CALL_SLACK < region.bottom + target.reserve:
+            raise Violation("NO_ROOM", "RSP", region.bottom + target.reserve, rsp)
+
+    def _frame(self, instance: Instance, regs: int) -> None:
+        shown = {name: self.machine.memory.word(regs + 8 * i) for i, name in enumerate(PT_REGS)}
+        if any(value is None for value in shown.values()):
+            raise Violation("HANDLER_CONTEXT", "RDI (pt_regs)", None, regs)
+        wrong = None
+        for name in PT_REGS:
+            if name == "ORIG_RAX":
+                continue
+            expected = pack_flags(instance.context) if name == "RFLAGS" else instance.context[name]
+            if shown[name] != expected and wrong is None:
+                wrong = Violation("HANDLER_CONTEXT", name, expected, shown[name])
+        if shown["ORIG_RAX"] != (1 << 64) - 1:
+            raise Violation("PLACEHOLDER", "orig_ax", (1 << 64) - 1, shown["ORIG_RAX"])
+        if wrong is None:
+            return
+        open_below = any(not i.handled for i in self.instances[: self.instances.index(instance)])
+        to = self.target.places.get(shown["RIP"] or 0, Place(0))
+        kernel = not (shown["CS"] or 0) & 3
+        if open_below and (instance.in_entry or instance.abandoned) and kernel and to & Place.ENTRY:
+            instance.abandoned = True
+            return
+        raise wrong
+
+    def adversary(self, vector: str) -> list[Region]:
+        """The handler, keeping to the ABI: clobbers, and returns. Gives the stack whose
+        free part it overwrites (below RSP)."""
+        machine = self.machine
+        for name in _CALLER_SAVED:
+            machine[name] = POISON | 0xF0F0F0 | REGISTERS[name].slot << 24
+        for name in _ARITHMETIC:
+            machine[name] = 1
+        if vector == "MC":
+            machine["MCG_STATUS"] = 0
+        region = self.target.region(machine["RSP"])
+        back = machine.memory.word(machine["RSP"])
+        if back is None:
+            raise Violation("NO_CODE", "return address", None, machine["RSP"])
+        for_poison = [Region(region.name, region.bottom, machine["RSP"], region.kind)] if region else []
+        machine["RSP"] += 8
+        machine["RIP"] = back
+        return for_poison
+
+    def returned(self) -> None:
+        """IRET or SYSRET was executed: judge the state. Raises `Done` at the end."""
+        now = self.context()
+        where = ("RIP", "RSP", "CS")
+        matches = [i for i, x in enumerate(self.instances) if all(x.context[n] == now[n] for n in where)]
+        if not matches:
+            if not self._user() and self.place() & Place.ENTRY:
+                return
+            first = self.instances[0].context["RIP"] if self.instances else None
+            raise Violation("LOST_CONTEXT", "RIP", first, now["RIP"])
+        index = matches[-1]
+        for name, expected in self.instances[index].context.items():
+            if name not in NOT_COMPARED and now[name] != expected:
+                raise Violation("RESUMED_CONTEXT", name, expected, now[name])
+        for instance in self.instances[index:]:
+            if not instance.handled:
+                self.owed[instance.vector] += 1
+        for saved in reversed(self._saved_live[index:]):
+            if saved is not None:
+                self._live[saved[0]] = saved[1]
+        del self.instances[index:]
+        del self._saved_live[index:]
+        if not self.instances:
+            lost = next((v for v, n in self.owed.items() if n), None)
+            if lost is not None:
+                raise Violation("EVENT_LOST", lost)
+            raise Done
+
+    def deliberate(self) -> None:
+        """The entry raised a double fault on purpose: raise `DoubleFault` if it had
+        cause to, else `Violation`."""
+        if any(
+            i.in_entry and self.target.places.get(i.context["RIP"], Place(0)) & Place.DELIBERATE
+            for i in self.instances
+        ):
+            raise DoubleFault
+        cause = self._no_room() if self.place() & Place.NO_ROOM else self.expect_df
+        if cause:
+            raise DoubleFault
+        raise Violation("DOUBLE_FAULT", self.target.symbolize(self.machine["RIP"]))
+
+    def _no_room(self) -> bool:
+        main = self.target.main_stack()
+        if main is None:
+            return False
+        index = len(self.instances) - 1
+        while index > 0:
+            context = self.instances[index].context
+            region = self.target.region(context["RSP"])
+            if context["CS"] & 3 or region is None or region.kind is not RegionKind.IST_STACK:
+                break
+            index -= 1
+        context = self.instances[index].context
+        base = main.top
+        if main.holds(context["RSP"]) and not context["CS"] & 3 and not self.no_stack:
+            base = context["RSP"] & ~15
+        levels = len(self.instances) - index
+        return base - levels * self.target.slot_bytes < main.bottom + self.target.reserve

@@ -1,0 +1,130 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Executes one instruction at a time on this machine's own processor.
+ *
+ * Reads requests from standard input and answers each on standard output.  The registers are loaded by the
+ * return from a signal handler, with TF set; after one instruction (of a repeated string instruction: one
+ * iteration) the #DB, or whatever it raised instead, ends it.  Memory for operands is the arena, at a fixed
+ * address with nothing mapped around it.  Its users send unprivileged instructions of a white list only.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <signal.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <asm/prctl.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+#define TF 0x100
+#define SETTABLE 0xcd5ull /* CF PF AF ZF SF DF OF */
+
+struct request {
+	uint64_t gpr[16], rflags, gsbase, rip;
+	uint8_t code[16], arena[ARENA_SIZE];
+};
+
+struct reply {
+	uint64_t gpr[16], rflags, gsbase, rip, vector, error, address;
+	uint8_t arena[ARENA_SIZE];
+};
+
+/* Registers in the order of their encoding, as the requests have them. */
+static const int order[16] = {
+	REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
+	REG_R8, REG_R9, REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15,
+};
+
+static struct request in;
+static struct reply out;
+static gregset_t saved;
+
+static void begin(int number, siginfo_t *info, void *context)
+{
+	greg_t *g = ((ucontext_t *)context)->uc_mcontext.gregs;
+
+	(void)number, (void)info;
+	memcpy(saved, g, sizeof(saved));
+	for (int i = 0; i < 16; i++)
+		g[order[i]] = (greg_t)in.gpr[i];
+	g[REG_RIP] = (greg_t)in.rip;
+	g[REG_EFL] = (greg_t)(((uint64_t)g[REG_EFL] & ~SETTABLE) | (in.rflags & SETTABLE) | TF);
+}
+
+static void end(int number, siginfo_t *info, void *context)
+{
+	greg_t *g = ((ucontext_t *)context)->uc_mcontext.gregs;
+
+	(void)number, (void)info;
+	for (int i = 0; i < 16; i++)
+		out.gpr[i] = (uint64_t)g[order[i]];
+	out.rip = (uint64_t)g[REG_RIP];
+	out.rflags = (uint64_t)g[REG_EFL] & SETTABLE;
+	out.vector = (uint64_t)g[REG_TRAPNO];
+	out.error = (uint64_t)g[REG_ERR];
+	out.address = (uint64_t)g[REG_CR2];
+	memcpy(g, saved, sizeof(saved));
+}
+
+static int move(int write_it, void *data, size_t size)
+{
+	for (uint8_t *p = data; size;) {
+		ssize_t n = write_it ? write(1, p, size) : read(0, p, size);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return 0;
+		p += n;
+		size -= (size_t)n;
+	}
+	return 1;
+}
+
+static uint8_t *map(uint64_t at, size_t size, int protection)
+{
+	return mmap((void *)at, size, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+}
+
+int main(void)
+{
+	static uint8_t stack[1 << 16];
+	static const int ends[] = { SIGTRAP, SIGSEGV, SIGBUS, SIGILL, SIGFPE };
+	struct rlimit seconds = { 120, 120 }, none = { 0, 0 };
+	stack_t alternate = { .ss_sp = stack, .ss_size = sizeof(stack) };
+	struct sigaction action = { .sa_flags = SA_SIGINFO | SA_ONSTACK };
+	uint8_t *code, *arena;
+
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	setrlimit(RLIMIT_CPU, &seconds);
+	setrlimit(RLIMIT_CORE, &none);
+	code = map(CODE, CODE_SIZE, PROT_READ | PROT_WRITE | PROT_EXEC);
+	arena = map(ARENA, ARENA_SIZE, PROT_READ | PROT_WRITE);
+	if ((uint64_t)code != CODE || (uint64_t)arena != ARENA || sigaltstack(&alternate, NULL))
+		return 2;
+	memset(code, 0xcc, CODE_SIZE); /* INT3 */
+	sigfillset(&action.sa_mask);
+	action.sa_sigaction = begin;
+	sigaction(SIGUSR1, &action, NULL);
+	action.sa_sigaction = end;
+	for (size_t i = 0; i < sizeof(ends) / sizeof(*ends); i++) {
+		sigaction(ends[i], &action, NULL);
+		sigdelset(&action.sa_mask, ends[i]);
+	}
+	while (move(0, &in, sizeof(in))) {
+		memcpy(arena, in.arena, ARENA_SIZE);
+		memcpy((void *)in.rip, in.code, sizeof(in.code));
+		syscall(SYS_arch_prctl, ARCH_SET_GS, in.gsbase);
+		raise(SIGUSR1);
+		syscall(SYS_arch_prctl, ARCH_GET_GS, &out.gsbase);
+		memset((void *)in.rip, 0xcc, sizeof(in.code));
+		memcpy(out.arena, arena, ARENA_SIZE);
+		if (!move(1, &out, sizeof(out)))
+			break;
+	}
+	return 0;
+}

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""States to run an instruction in, and what it leaves behind, for any engine.
+
+Memory operands are steered into the arena: with a base register, that register is set to suit; without one,
+the index, the segment base or the displacement itself.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, Final
+
+import capstone
+from capstone import x86_const as x86
+
+from atomicist.isa.registers import FLAG_BITS, GPRS
+
+CODE: Final = 0x2000_0000
+CODE_SIZE: Final = 1 << 20
+SLOT: Final = 64
+"""Bytes between instructions: each encoding has its own place, so no engine sees code change."""
+
+ARENA: Final = 0x1000_0000
+ARENA_SIZE: Final = 3 * 4096
+LOWEST: Final = ARENA + 0x800
+PLACES: Final = 0x2000
+"""Operands lie in [LOWEST, LOWEST + PLACES), which holds two page boundaries."""
+
+MASK: Final = (1 << 64) - 1
+FLAGS: Final = ("CF", "PF", "AF", "ZF", "SF", "DF", "OF")
+"""The flags that ordinary instructions use."""
+
+BACKGROUND: Final = Random(20).randbytes(ARENA_SIZE)  # noqa: S311 - a pattern, not a secret
+
+_LOW = ("ax", "cx", "dx", "bx", "sp", "bp", "si", "di")
+
+
+def _families() -> dict[str, str]:
+    table = {}
+    for i, name in enumerate(GPRS):
+        if i < 8:
+            low = _LOW[i]
+            names = [name.lower(), "e" + low, low, low[0] + "l" if low[1] == "x" else low + "l"]
+            names += [low[0] + "h"] if low[1] == "x" else []
+        else:
+            names = [name.lower() + suffix for suffix in ("", "d", "w", "b")]
+        table |= dict.fromkeys(names, name)
+    return table
+
+
+FAMILY: Final = _families()
+"""Any name of a general register, or of part of one -> the 64-bit register's."""
+
+
+@dataclass
+class State:
+    """Registers by name (flags are single registers), and the arena."""
+
+    registers: dict[str, int]
+    arena: bytes
+
+    @property
+    def rflags(self) -> int:
+        """The flags as RFLAGS."""
+        return 2 | sum(self.registers.get(name, 0) << bit for name, (bit, _) in FLAG_BITS.items())
+
+
+@dataclass
+class Result:
+    """What an instruction left: ``vector`` is -1, or that of the exception it raised."""
+
+    registers: dict[str, int]
+    arena: bytes
+    vector: int = -1
+    error: int = 0
+    address: int = 0
+
+
+def spread(rflags: int) -> dict[str, int]:
+    """RFLAGS as single flags."""
+    return {name: rflags >> bit & ((1 << width) - 1) for name, (bit, width) in FLAG_BITS.items()}
+
+
+@functools.cache
+def decoder() -> capstone.Cs:
+    """capstone, with details."""
+    made = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
+    made.detail = True
+    return made
+
+
+@dataclass
+class Prepared:
+    """An encoding at its place in the code area, with its memory within reach."""
+
+    raw: bytes
+    va: int
+    insn: Any
+    text: str
+    used: tuple[str, ...] = ()
+    patched: int = -1
+    """Where the displacement, now `ARENA`'s, was."""
+    bit_index: str = ""
+    memory: list[Any] = field(default_factory=list)
+
+
+def _decode(raw: bytes, va: int) -> Any:
+    return next(decoder().disasm(raw, va, 1))
+
+
+def _touches_memory(insn: Any) -> bool:
+    return insn.mnemonic not in ("lea", "nop", "endbr64") and not insn.mnemonic.startswith("prefetch")
+
+
+def prepare(raw: bytes, va: int) -> Prepared:
+    """``raw`` to be run at ``va``: a displacement that no register can reach is replaced."""
+    insn = _decode(raw, va)
+    memory = [o.mem for o in insn.operands if o.type == x86.X86_OP_MEM] if _touches_memory(insn) else []
+    for mem in memory:
+        base = insn.reg_name(mem.base) if mem.base else ""
+        segment = insn.reg_name(mem.segment) if mem.segment else ""
+        if base == "rip" or not (base or mem.index or segment in ("gs", "fs")):
+            target = 0x10 if segment in ("gs", "fs") else LOWEST + 0xFFA
+            disp = target - (va + insn.size if base == "rip" else 0)
+            at = insn.disp_offset
+            raw = raw[:at] + (disp & 0xFFFF_FFFF).to_bytes(4, "little") + raw[at + 4 :]
+            insn = _decode(raw, va)
+            memory = [o.mem for o in insn.operands if o.type == x86.X86_OP_MEM]
+    made = Prepared(raw, va, insn, f"{insn.mnemonic} {insn.op_str} [{raw.hex()}]", memory=memory)
+    names = [insn.reg_name(o.reg) for o in insn.operands if o.type == x86.X86_OP_REG]
+    names += [insn.reg_name(r) for group in insn.regs_access() for r in group]
+    made.used = tuple(dict.fromkeys(FAMILY[n] for n in names if n in FAMILY))
+    stem = insn.mnemonic.removeprefix("lock ")
+    if stem in ("bt", "bts", "btr", "btc") and memory and insn.operands[1].type == x86.X86_OP_REG:
+        made.bit_index = FAMILY[insn.reg_name(insn.operands[1].reg)]
+    return made
+
+
+def effective(p: Prepared, mem: Any, registers: dict[str, int]) -> int:
+    """The address of a memory operand."""
+    total = mem.disp
+    name = p.insn.reg_name(mem.base) if mem.base else ""
+    if name:
+        total += p.va + p.insn.size if name == "rip" else registers[FAMILY[name]]
+    if mem.index:
+        total += registers[FAMILY[p.insn.reg_name(mem.index)]] * mem.scale
+    if p.insn.addr_size == 4:
+        total &= 0xFFFF_FFFF
+    segment = p.insn.reg_name(mem.segment) if mem.segment else ""
+    if segment in ("gs", "fs"):
+        total += registers[segment.upper() + "BASE"]
+    return int(total & MASK)
+
+
+def _steer(p: Prepared, mem: Any, registers: dict[str, int], target: int) -> None:
+    base = FAMILY.get(p.insn.reg_name(mem.base), "") if mem.base else ""
+    index = FAMILY.get(p.insn.reg_name(mem.index), "") if mem.index else ""
+    segment = p.insn.reg_name(mem.segment) if mem.segment else ""
+    if p.insn.addr_size == 4:
+        for name in filter(None, (base, index)):
+            registers[name] &= 0xFFFF_FFFF
+    if base and base == index:
+        registers[base] = 0
+        registers[base] = (target - effective(p, mem, registers) & MASK) // (1 + mem.scale)
+    elif base:
+        if index and p.bit_index == index:
+            registers[index] &= 0xFF
+        registers[base] = 0
+        registers[base] = target - effective(p, mem, registers) & MASK
+    elif index:
+        registers[index] = 0
+        distance = target - effective(p, mem, registers)
+        if segment in ("gs", "fs"):
+            distance = 64
+        registers[index] = distance // mem.scale & MASK
+    if not base and segment in ("gs", "fs"):
+        registers[segment.upper() + "BASE"] = 0
+        registers[segment.upper() + "BASE"] = target - effective(p, mem, registers) & MASK
+
+
+def make_state(p: Prepared, values: Sequence[int], place: int, flags: int) -> State:
+    """A state from plain numbers: ``values`` for the registers used, in order, and the memory operand;
+    ``place`` for where that lies; ``flags`` a bit for each of `FLAGS`."""
+    registers = {name: 0x1111_1111_1111_1111 * i ^ 0x00F0 for i, name in enumerate(GPRS)}
+    registers |= {"FSBASE": 0x20_0000, "GSBASE": 0x30_0000}
+    registers["RSP"] = LOWEST + 0x800
+    for i, name in enumerate(p.used):
+        if name != "RSP" or p.insn.mnemonic in ("lea", "mov", "xchg"):
+            registers[name] = values[i % len(values)]
+    target = LOWEST + place % PLACES
+    mnemonic = p.insn.mnemonic.split()[-1]
+    if mnemonic in ("push", "pop", "call", "ret", "pushfq", "popfq"):
+        registers["RSP"] = LOWEST + (place // 3) % PLACES
+    if mnemonic == "leave":
+        registers["RBP"] = target
+    if p.bit_index:
+        bits = 8 * p.insn.operands[1].size
+        registers[p.bit_index] = (registers[p.bit_index] % 0x2000 - 0x1000) & MASK
+        if bits < 64 and values[0] & 1:
+            registers[p.bit_index] ^= values[-1] >> bits << bits
+    if mnemonic.startswith("loop") or p.insn.mnemonic.startswith(("rep", "jrcxz", "jecxz")):
+        registers["RCX"] = (values[0] % 3 if values[0] & 8 else values[0]) & MASK
+    for n, mem in enumerate(p.memory):
+        _steer(p, mem, registers, target if not n else LOWEST + (place * 7 + values[-1]) % PLACES)
+    arena = bytearray(BACKGROUND)
+    spots = [effective(p, mem, registers) for mem in p.memory] + [registers["RSP"]]
+    for n, spot in enumerate(spots):
+        content = b"".join(v.to_bytes(8, "little") for v in values[n - 2 :] + values[:n])  # type: ignore[operator]
+        at = spot - ARENA
+        if 0 <= at <= ARENA_SIZE - 16:
+            arena[at : at + 16] = content[:16]
+    registers |= {name: flags >> i & 1 for i, name in enumerate(FLAGS)}
+    return State(registers, bytes(arena))

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Flags and results that the manuals leave undefined, so that engines may differ in them.
+
+Sections are of the Intel SDM, vol. 2; the page of each instruction says it under "Flags Affected".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from capstone import x86_const as x86
+
+from tests.isa.states import FAMILY, Prepared, State
+
+ALL: Final = frozenset({"CF", "PF", "AF", "ZF", "SF", "OF"})
+
+
+def _count(p: Prepared, state: State) -> int:
+    """The masked count of a shift or rotation; an operand that is left out is one."""
+    width = 8 * p.insn.operands[0].size
+    last = p.insn.operands[-1]
+    double = p.insn.mnemonic in ("shld", "shrd")
+    if len(p.insn.operands) == (2 if double else 1):
+        raw = 1
+    elif last.type == x86.X86_OP_IMM:
+        raw = last.imm
+    else:
+        raw = state.registers[FAMILY[p.insn.reg_name(last.reg)]]
+    return int(raw & (0x3F if width == 64 else 0x1F))
+
+
+def _width(p: Prepared) -> int:
+    return int(8 * p.insn.operands[0].size)
+
+
+Condition = Callable[[Prepared, State], bool]
+
+
+def _always(_p: Prepared, _s: State) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Rule:
+    """``names`` (flags, or "result": the destination) are undefined for ``mnemonics`` ``when`` it says so."""
+
+    mnemonics: frozenset[str]
+    names: frozenset[str]
+    section: str
+    when: Condition = _always
+
+
+def _rule(mnemonics: str, names: str, section: str, when: Condition = _always) -> Rule:
+    return Rule(frozenset(mnemonics.split()), frozenset(names.split()), section, when)
+
+
+RULES: Final = (
+    _rule("and or xor test", "AF", "vol. 2A AND; vol. 2B OR, TEST; vol. 2D XOR: AF is undefined"),
+    _rule("bt bts btr btc", "OF SF AF PF", "vol. 2A BT ff.: OF, SF, AF, PF are undefined, ZF is unaffected"),
+    _rule("mul imul", "SF ZF AF PF", "vol. 2A IMUL, vol. 2B MUL: SF, ZF, AF, PF are undefined"),
+    _rule("bsf bsr", "CF OF SF AF PF", "vol. 2A BSF, BSR: CF, OF, SF, AF, PF are undefined"),
+    _rule("tzcnt lzcnt", "OF SF PF AF", "vol. 2A LZCNT, vol. 2B TZCNT: OF, SF, PF, AF are undefined"),
+    _rule("shl shr sar shld shrd", "AF", "vol. 2B SAL/SAR/SHL/SHR, SHLD, SHRD: AF is undefined for a count not zero",
+          lambda p, s: _count(p, s) != 0),
+    _rule("shl shr sar shld shrd rol ror rcl rcr", "OF",
+          "vol. 2B SAL/SAR/SHL/SHR, SHLD, SHRD, RCL/RCR/ROL/ROR: OF is defined for counts of one (and zero) only",
+          lambda p, s: _count(p, s) > 1),
+    _rule("shl shr", "CF", "vol. 2B SAL/SAR/SHL/SHR: CF is undefined for a count of the operand's size or more",
+          lambda p, s: _count(p, s) >= _width(p)),
+    _rule("shld shrd", "CF OF SF ZF AF PF result", "vol. 2B SHLD, SHRD: a count above the operand's size",
+          lambda p, s: _count(p, s) > _width(p)),
+)  # fmt: skip
+
+
+def undefined(p: Prepared, state: State) -> frozenset[str]:
+    """What the instruction leaves undefined in ``state``."""
+    stem = p.insn.mnemonic.split()[-1]
+    found: set[str] = set()
+    for rule in RULES:
+        if stem in rule.mnemonics and rule.when(p, state):
+            found |= rule.names
+    if "result" in found:
+        found.discard("result")
+        found |= {FAMILY[p.insn.reg_name(p.insn.operands[0].reg)]}
+    return frozenset(found)
+
+
+def operands(p: Prepared) -> Any:
+    """capstone's operands."""
+    return p.insn.operands
