@@ -61,6 +61,13 @@ def random_choice(random: Random) -> tuple[tuple[int, ...], int, int]:
     return values, random.randrange(0x2000), random.getrandbits(len(FLAGS))
 
 
+UNICORN_IS_WRONG: Final = {
+    "ret 0xfff8": "the 16-bit immediate is taken as signed; the processor and vol. 2B, RET, say unsigned",
+    "lock neg": "flags are those of some other value; the processor, and Unicorn's own NEG, agree with ours",
+}
+"""Mnemonic, or text, of an instruction -> what Unicorn gets wrong; the processor is the only second opinion."""
+
+
 @dataclass
 class Count:
     """How much was compared."""
@@ -101,12 +108,13 @@ def disagreements(
     state = make_state(p, values, place, flags)
     ours = reference(state, insn)
     found = []
-    try:
-        theirs = emulator().run(p, state)
-        COUNT.unicorn += 1
-        found.append(("unicorn", difference(p, state, ours, theirs)))
-    except unicorn.UcError as e:
-        found.append(("unicorn", f"raised {e}, ours {ours.vector}"))
+    if not UNICORN_IS_WRONG.keys() & {p.insn.mnemonic, f"{p.insn.mnemonic} {p.insn.op_str}"}:
+        try:
+            theirs = emulator().run(p, state)
+            COUNT.unicorn += 1
+            found.append(("unicorn", difference(p, state, ours, theirs)))
+        except unicorn.UcError as e:
+            found.append(("unicorn", f"raised {e}, ours {ours.vector}"))
     processor = host_or_reason()
     if on_host and isinstance(processor, Host) and may_run_on_host(p):
         COUNT.host += 1

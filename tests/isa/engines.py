@@ -91,7 +91,7 @@ def reference(state: State, insn: Insn, extra: tuple[str, ...] = ()) -> Result:
     except Fault as e:
         vector, error, address = e.vector, e.error, e.address
     found = {name: machine[name] for name in (*GENERAL, *FLAGS, "RIP", *extra)}
-    arena = machine.memory.peek(ARENA, ARENA_SIZE).to_bytes(ARENA_SIZE, "little")
+    arena = b"".join(bytes(machine.memory._data[at // PAGE]) for at in range(ARENA, ARENA + ARENA_SIZE, PAGE))
     return Result(found, arena, vector, error, address)
 
 
@@ -115,6 +115,13 @@ class Places:
 PLACES: Final = Places()
 
 
+def _ended(p: Prepared, found: dict[str, int]) -> bool:
+    """Whether a repeated string instruction is done; Unicorn goes round once more to see it."""
+    prefix, _, stem = p.insn.mnemonic.partition(" ")
+    by_flag = stem[:4] in ("cmps", "scas") and found["ZF"] == (prefix == "repne")
+    return found["RCX"] == 0 or by_flag
+
+
 class Emulator:
     """Unicorn with the arena mapped, in ring 0 without paging.
 
@@ -125,6 +132,7 @@ class Emulator:
         self.engine = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
         self.engine.ctl_set_cpu_model(ux.UC_CPU_X86_ICELAKE_SERVER)
         self.engine.mem_map(CODE, CODE_SIZE)
+        self.engine.mem_write(CODE, b"\x90" * CODE_SIZE)
         self.engine.mem_map(ARENA, ARENA_SIZE)
         names = {"FSBASE": "FS_BASE", "GSBASE": "GS_BASE"}
         self._ids = {name: getattr(ux, f"UC_X86_REG_{names.get(name, name)}") for name in (*GENERAL, "RIP")}
@@ -134,19 +142,26 @@ class Emulator:
         """Execute the instruction. Raises `unicorn.UcError` for an exception, but not for where it leads."""
         if p.va not in self._written:
             self.engine.mem_write(p.va, p.raw)
+            # It may have been translated before, as where another instruction leads.
+            self.engine.ctl_remove_cache(p.va, p.va + SLOT)
             self._written.add(p.va)
         self.engine.mem_write(ARENA, state.arena)
         self.engine.reg_write_batch([(self._ids[name], state.registers[name]) for name in GENERAL])
         self.engine.reg_write(ux.UC_X86_REG_EFLAGS, state.rflags)
+        found = self._step(p.va)
+        if p.insn.mnemonic.startswith("rep") and found["RIP"] == p.va and _ended(p, found):
+            found = self._step(p.va)
+        return Result(found, bytes(self.engine.mem_read(ARENA, ARENA_SIZE)))
+
+    def _step(self, va: int) -> dict[str, int]:
         try:
-            self.engine.emu_start(p.va, 0, count=1)
+            self.engine.emu_start(va, 0, count=1)
         except unicorn.UcError as e:
             if e.errno not in (unicorn.UC_ERR_FETCH_UNMAPPED, unicorn.UC_ERR_FETCH_PROT):
                 raise
         values = self.engine.reg_read_batch(list(self._ids.values()))
         found = dict(zip(self._ids, values, strict=True))
-        found |= spread(self.engine.reg_read(ux.UC_X86_REG_EFLAGS))
-        return Result(found, bytes(self.engine.mem_read(ARENA, ARENA_SIZE)))
+        return found | spread(self.engine.reg_read(ux.UC_X86_REG_EFLAGS))
 
 
 @functools.cache

@@ -32,7 +32,7 @@ OTHERS = {
 }
 MEMORY = (
     "[rbx]", "[rsp+8]", "[rbp-0x10]", "[r13+rcx*8+0x20]", "[r12]", "gs:[rdi]", "gs:[0x1008]", "[rip+0x100]",
-    "[rcx*8+0x1000]", "[r10+r10*2]", "[ecx+0x10]", "fs:[rdx-8]", "gs:[rip+0x80]", "[rcx+rbp]",
+    "[rcx*8+0x1000]", "[r10+r10*2]", "fs:[rdx-8]", "gs:[rip+0x80]", "[rcx+rbp]",
 )  # fmt: skip
 IMMEDIATES = {
     8: ("1", "-1", "0x7f", "0x80"),
@@ -140,7 +140,6 @@ def _moves() -> list[str]:
         lines += [f"mov {r}, {m}" for r in REGISTERS[size][:2] for m in _memory(size)]
         lines += [f"mov {m}, {r}" for r in REGISTERS[size][:2] for m in _memory(size)]
     lines += ["mov rsp, rax", "mov rdi, rsp", "mov rsp, qword ptr [rsp+0x18]", "mov eax, eax", "mov esp, ebx"]
-    lines += ["mov eax, ss", "mov rcx, cs", "mov r9w, ds", "mov word ptr [rbx], ss", "mov bx, es"]
     return lines
 
 
@@ -148,8 +147,9 @@ def _stack() -> dict[str, list[str]]:
     places = [f"qword ptr {m}" for m in MEMORY]
     registers = [*REGISTERS[64], *OTHERS[64], "rsp", "r15"]
     return {
-        "push": [f"push {o}" for o in (*registers, *places, "1", "-1", "0x12345678", "fs", "gs", "ax", "r9w")],
-        "pop": [f"pop {o}" for o in (*registers, *places, "ax", "r9w")],
+        "push": [f"push {o}" for o in (*registers, *places, "1", "-1", "0x12345678", "fs", "gs", "ax", "r9w")]
+        + [f"push {m}" for m in _some_memory(16, 0)] + [".byte 0x66, 0x68, 0x34, 0x92", ".byte 0x66, 0x6a, 0x80"],
+        "pop": [f"pop {o}" for o in (*registers, *places, "ax", "r9w", *_some_memory(16, 0))],
         "leave": ["leave"],
         "ret": ["ret", "ret 8", "ret 0xfff8"],
         "repz ret": ["rep ret"],
@@ -169,10 +169,6 @@ def _locked() -> dict[str, list[str]]:
         table[f"lock {mnemonic}"] = lines
     for mnemonic in ("inc", "dec", "neg", "not"):
         table[f"lock {mnemonic}"] = [f"lock {mnemonic} {m}" for size in SIZES for m in _memory(size)[:2]]
-    for mnemonic in ("xadd", "cmpxchg"):
-        table[f"lock {mnemonic}"] = [
-            f"lock {mnemonic} {m}, {OTHERS[size][1]}" for size in SIZES for m in _memory(size)[:3]
-        ]
     for mnemonic in ("bts", "btr", "btc"):
         table[f"lock {mnemonic}"] = [
             f"lock {mnemonic} qword ptr [rbx], {s}" for s in ("rax", "5")
@@ -188,10 +184,10 @@ def _table() -> dict[str, list[str]]:
     table["mov"] = _moves()
     table["movabs"] = [f"movabs {r}, 0x123456789abcdef0" for r in ("rax", "r9", "rsp")]
     table |= {name: _unary(name) for name in ("inc", "dec", "neg", "not", "mul")}
-    table |= {name: _shift(name) for name in ("shl", "shr", "sar", "rol", "ror", "rcl", "rcr")}
+    table |= {name: _shift(name) for name in ("shl", "shr", "sar", "rol", "ror")}
     table |= {name: _double_shift(name) for name in ("shld", "shrd")}
     table |= {name: _bits(name) for name in ("bt", "bts", "btr", "btc")}
-    table |= {name: _source(name) for name in ("bsf", "bsr", "tzcnt", "lzcnt", "popcnt")}
+    table |= {name: _source(name) for name in ("bsf", "bsr", "tzcnt", "popcnt")}
     table["imul"] = _unary("imul") + _source("imul")
     for size in WIDE:
         table["imul"] += [f"imul {pair}, {i}" for pair in _pairs(size) for i in ("3", "0x1234")]
@@ -204,9 +200,6 @@ def _table() -> dict[str, list[str]]:
     table["movsxd"] = _extend("movsxd", ((64, 32),))
     table["xchg"] = [f"xchg {pair}" for size in SIZES for pair in _pairs(size)]
     table["xchg"] += [f"xchg {m}, {REGISTERS[size][0]}" for size in SIZES for m in _some_memory(size, size)]
-    for name in ("xadd", "cmpxchg"):
-        table[name] = [f"{name} {pair}" for size in SIZES for pair in _pairs(size)]
-        table[name] += [f"{name} {m}, {OTHERS[size][1]}" for size in SIZES for m in _some_memory(size, size)]
     table["bswap"] = [f"bswap {r}" for size in (32, 64) for r in REGISTERS[size]]
     single = (
         "cbw", "cwde", "cdqe", "cwd", "cdq", "cqo", "cld", "std", "clc", "stc", "cmc", "lahf", "sahf", "nop",
@@ -245,3 +238,18 @@ def encodings() -> dict[str, tuple[bytes, ...]]:
     lines = [line for group in TABLE.values() for line in group]
     codes = iter(assemble(lines))
     return {name: tuple(dict.fromkeys(next(codes) for _ in group)) for name, group in TABLE.items()}
+
+
+REFUSED = (
+    "lzcnt eax, eax", "xadd dword ptr [rbx], ebx", "lock xadd qword ptr [rbx], rax", "cmpxchg ebx, ecx",
+    "lock cmpxchg qword ptr [rbx], rcx", "cmpxchg16b xmmword ptr [rbx]", "rcl rax, 3", "rcr rax, 1", "div rcx",
+    "idiv ecx", "mov ds, ax", "mov fs, eax", "pop fs", "pop gs", "lss eax, [rbx]", "retf", "retfq", "int 0x80",
+    "syscall", "sysenter", "sysretl", "iretd", "int3", "in al, dx", "rep outsb", "cpuid", "rdtsc", "rdpmc",
+    "xgetbv", "wbinvd", "invd", "invlpg [rax]", "lgdt [rax]", "lidt [rax]", "ltr ax", "lldt ax", "str eax",
+    "sldt eax", "sgdt [rax]", "smsw eax", "lmsw ax", "mov rax, cr8", "mov cr8, rax", "mov rax, dr0", "mov dr3, rax",
+    "mov rax, [ecx]", "lea rax, [esp+r12d+8]", "addr32 rep movsb", "addr32 loop .+4", ".byte 0x66, 0x66, 0x01, 0xd8",
+    ".byte 0x26, 0x65, 0x8b, 0x00", "data16 jmp .+0x40", ".byte 0xf3, 0xe2, 0x00", ".byte 0xff, 0x18", ".byte 0x65, 0xff, 0x28", "popfw", "pushfw", "enter 16, 0", "xlat", "movaps xmm0, xmm1", "fld1", "fxsave [rax]", "xsave [rax]",
+    "vmcall", "vmlaunch", "monitor", "mwait", "rdrand eax", "rdseed eax", "xbegin .+6", "andn eax, ebx, ecx",
+    "pdep eax, ebx, ecx", "movbe eax, [rbx]", "adcx eax, ebx", "crc32 eax, bl",
+)  # fmt: skip
+"""Instructions outside the model: the lifter must say so."""

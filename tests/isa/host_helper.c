@@ -12,6 +12,7 @@
 #include <signal.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/auxv.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -20,6 +21,7 @@
 #include <ucontext.h>
 #include <unistd.h>
 
+#define HWCAP2_FSGSBASE 2
 #define TF 0x100
 #define SETTABLE 0xcd5ull /* CF PF AF ZF SF DF OF */
 
@@ -85,6 +87,15 @@ static int move(int write_it, void *data, size_t size)
 	return 1;
 }
 
+/* arch_prctl takes addresses of user mode only, but knows a processor without FSGSBASE. */
+static void set_gsbase(uint64_t base)
+{
+	if (getauxval(AT_HWCAP2) & HWCAP2_FSGSBASE)
+		__asm__ volatile("wrgsbase %0" : : "r"(base));
+	else
+		syscall(SYS_arch_prctl, ARCH_SET_GS, base);
+}
+
 static uint8_t *map(uint64_t at, size_t size, int protection)
 {
 	return mmap((void *)at, size, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
@@ -118,7 +129,7 @@ int main(void)
 	while (move(0, &in, sizeof(in))) {
 		memcpy(arena, in.arena, ARENA_SIZE);
 		memcpy((void *)in.rip, in.code, sizeof(in.code));
-		syscall(SYS_arch_prctl, ARCH_SET_GS, in.gsbase);
+		set_gsbase(in.gsbase);
 		raise(SIGUSR1);
 		syscall(SYS_arch_prctl, ARCH_GET_GS, &out.gsbase);
 		memset((void *)in.rip, 0xcc, sizeof(in.code));

@@ -122,9 +122,9 @@ def prepare(raw: bytes, va: int) -> Prepared:
     for mem in memory:
         base = insn.reg_name(mem.base) if mem.base else ""
         segment = insn.reg_name(mem.segment) if mem.segment else ""
-        if base == "rip" or not (base or mem.index or segment in ("gs", "fs")):
+        if base in ("rip", "eip") or not (base or mem.index or segment in ("gs", "fs")):
             target = 0x10 if segment in ("gs", "fs") else LOWEST + 0xFFA
-            disp = target - (va + insn.size if base == "rip" else 0)
+            disp = target - (va + insn.size if base in ("rip", "eip") else 0)
             at = insn.disp_offset
             raw = raw[:at] + (disp & 0xFFFF_FFFF).to_bytes(4, "little") + raw[at + 4 :]
             insn = _decode(raw, va)
@@ -144,9 +144,10 @@ def effective(p: Prepared, mem: Any, registers: dict[str, int]) -> int:
     total = mem.disp
     name = p.insn.reg_name(mem.base) if mem.base else ""
     if name:
-        total += p.va + p.insn.size if name == "rip" else registers[FAMILY[name]]
-    if mem.index:
-        total += registers[FAMILY[p.insn.reg_name(mem.index)]] * mem.scale
+        total += p.va + p.insn.size if name in ("rip", "eip") else registers[FAMILY[name]]
+    index = FAMILY.get(p.insn.reg_name(mem.index), "") if mem.index else ""
+    if index:  # "riz" is no index
+        total += registers[index] * mem.scale
     if p.insn.addr_size == 4:
         total &= 0xFFFF_FFFF
     segment = p.insn.reg_name(mem.segment) if mem.segment else ""
@@ -194,6 +195,10 @@ def make_state(p: Prepared, values: Sequence[int], place: int, flags: int) -> St
     mnemonic = p.insn.mnemonic.split()[-1]
     if mnemonic in ("push", "pop", "call", "ret", "pushfq", "popfq"):
         registers["RSP"] = LOWEST + (place // 3) % PLACES
+    if mnemonic in ("call", "jmp", "ret"):
+        values = [(v & (1 << 48) - 1 ^ 1 << 47) - (1 << 47) & MASK for v in values]
+        for name in p.used:
+            registers[name] = registers[name] if name == "RSP" else values[0]
     if mnemonic == "leave":
         registers["RBP"] = target
     if p.bit_index:
@@ -208,9 +213,9 @@ def make_state(p: Prepared, values: Sequence[int], place: int, flags: int) -> St
     arena = bytearray(BACKGROUND)
     spots = [effective(p, mem, registers) for mem in p.memory] + [registers["RSP"]]
     for n, spot in enumerate(spots):
-        content = b"".join(v.to_bytes(8, "little") for v in values[n - 2 :] + values[:n])  # type: ignore[operator]
+        content = b"".join(values[n - k].to_bytes(8, "little") for k in (1, 2))
         at = spot - ARENA
         if 0 <= at <= ARENA_SIZE - 16:
-            arena[at : at + 16] = content[:16]
+            arena[at : at + 16] = content
     registers |= {name: flags >> i & 1 for i, name in enumerate(FLAGS)}
     return State(registers, bytes(arena))

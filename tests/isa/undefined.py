@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from capstone import x86_const as x86
 
-from tests.isa.states import FAMILY, Prepared, State
+from tests.isa.states import ARENA, FAMILY, Prepared, State, effective
 
 ALL: Final = frozenset({"CF", "PF", "AF", "ZF", "SF", "OF"})
 
@@ -33,6 +33,16 @@ def _count(p: Prepared, state: State) -> int:
 
 def _width(p: Prepared) -> int:
     return int(8 * p.insn.operands[0].size)
+
+
+def _source_is_zero(p: Prepared, state: State) -> bool:
+    source = p.insn.operands[1]
+    if source.type == x86.X86_OP_REG:
+        value = state.registers[FAMILY[p.insn.reg_name(source.reg)]]
+    else:
+        at = effective(p, source.mem, state.registers) - ARENA
+        value = int.from_bytes(state.arena[at : at + 8], "little")
+    return value & (1 << 8 * source.size) - 1 == 0
 
 
 Condition = Callable[[Prepared, State], bool]
@@ -61,6 +71,7 @@ RULES: Final = (
     _rule("bt bts btr btc", "OF SF AF PF", "vol. 2A BT ff.: OF, SF, AF, PF are undefined, ZF is unaffected"),
     _rule("mul imul", "SF ZF AF PF", "vol. 2A IMUL, vol. 2B MUL: SF, ZF, AF, PF are undefined"),
     _rule("bsf bsr", "CF OF SF AF PF", "vol. 2A BSF, BSR: CF, OF, SF, AF, PF are undefined"),
+    _rule("bsf bsr", "result", "vol. 2A BSF, BSR: the destination, for a source of zero", _source_is_zero),
     _rule("tzcnt lzcnt", "OF SF PF AF", "vol. 2A LZCNT, vol. 2B TZCNT: OF, SF, PF, AF are undefined"),
     _rule("shl shr sar shld shrd", "AF", "vol. 2B SAL/SAR/SHL/SHR, SHLD, SHRD: AF is undefined for a count not zero",
           lambda p, s: _count(p, s) != 0),
@@ -86,7 +97,3 @@ def undefined(p: Prepared, state: State) -> frozenset[str]:
         found |= {FAMILY[p.insn.reg_name(p.insn.operands[0].reg)]}
     return frozenset(found)
 
-
-def operands(p: Prepared) -> Any:
-    """capstone's operands."""
-    return p.insn.operands

@@ -5,14 +5,23 @@ What SLEIGH's x86 specification gets wrong or leaves out is put right here, so
 that nobody downstream needs to know:
 
 * AF is not computed by ADD, SUB and their kin; it is added (SDM vol. 1, 3.4.3.1);
+* OF of a SHR by one is the operand's top bit, not zero (SDM vol. 2B, SAL/SAR/SHL/SHR);
+* a 32-bit result that is left without its zero extension (LODSD) gets it;
+* the last iteration of a repeated string instruction ends the instruction (SDM vol. 2B,
+  REP), where SLEIGH goes round once more to see that RCX is zero;
+* LOCK is no operation: there is one processor, and events come between instructions;
 * system instructions are replaced by `system` microcode;
 * a direct reference to memory (a `ram` varnode) becomes LOAD or STORE;
 * anything left over - a user-defined operation, a vector register, a wide
   temporary that overlaps another - becomes UNKNOWN, with its name.
+
+P-code is believed only for the mnemonics in `ORDINARY`: those that the tests compare,
+in each kind and size of operand, with an independent emulator and with a processor.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, Final
 
 import capstone
@@ -20,7 +29,7 @@ import pypcode
 
 from atomicist.isa.arithmetic import PURE
 from atomicist.isa.ir import Access, Code, Flow, Insn, Op, Space, Var, const, reg
-from atomicist.isa.registers import REGISTERS, SLEIGH_NAME, SLOT
+from atomicist.isa.registers import GPRS, REGISTERS, SLEIGH_NAME, SLOT
 from atomicist.isa.system import system_ops
 
 MAX_INSN: Final = 15
@@ -35,8 +44,47 @@ _FLOWS: Final = {
     "CALLIND": Flow.INDIRECT_CALL,
 }
 
+_CONDITIONS: Final = ("o", "no", "b", "ae", "e", "ne", "be", "a", "s", "ns", "p", "np", "l", "ge", "le", "g")
+
+ORDINARY: Final = frozenset(
+    """
+    adc add and bsf bsr bswap bt btc btr bts call cbw cdq cdqe clac clc cld cmc cmp cmpsb cmpsd cmpsq cmpsw cqo cwd
+    cwde dec imul inc jecxz jmp jrcxz lahf lea leave lodsb lodsd lodsq lodsw loop loope loopne mov movabs movsb
+    movsd movsq movsw movsx movsxd movzx mul neg not or pop popcnt push ret rol ror sahf sar sbb scasb scasd scasq
+    scasw shl shld shr shrd stac stc std stosb stosd stosq stosw sub test tzcnt xchg xor
+    """.split()
+) | {stem + condition for stem in ("cmov", "j", "set") for condition in _CONDITIONS}
+"""Mnemonics, without prefix, whose p-code is right.  Left out, for what SLEIGH says of them
+is wrong: LZCNT (CF, if source and target are one), XADD and CMPXCHG (upper halves, and
+a base register that is overwritten); and all that nobody has compared."""
+
+_PREFIXES: Final = frozenset({"", "lock", "rep", "repe", "repne", "repz", "notrack"})
+"""Prefixes, as capstone writes them, that mean what the mnemonic's p-code says."""
+
+_WRITABLE: Final = frozenset(
+    REGISTERS[name].offset for name in (*GPRS, "RIP", "CF", "PF", "AF", "ZF", "SF", "DF", "OF", "AC")
+)
+"""The slots that an ordinary instruction may write; the others are microcode's."""
+
+_PREFIX_GROUPS: Final = {
+    0x66: "operand", 0x67: "address", 0xF0: "lock", 0xF2: "repeat", 0xF3: "repeat",
+    **dict.fromkeys((0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65), "segment"),
+}  # fmt: skip
+"""Legacy prefixes (SDM vol. 2, 2.1.1)."""
+
+_FAR: Final = (3, 5)
+"""Opcode FF with these in ModRM.reg branches far (SDM vol. 2, appendix A, table A-6)."""
+
+_STRINGS: Final = frozenset({"movs", "stos", "lods", "cmps", "scas"})
+
 _WITH_AF: Final = ("INT_SCARRY", "INT_SBORROW")
 """The overflow operations, which name the operands that AF comes from."""
+
+
+_SLEIGH_ERRORS: Final = (
+    pypcode.LowlevelError, pypcode.BadDataError, pypcode.UnimplError, pypcode.DecoderError,
+    IndexError,  # bytes that go round the end of the address space
+)  # fmt: skip
 
 
 class _Unsupported(Exception):
@@ -76,8 +124,8 @@ class Lifter:
         if system is not None:
             return Insn(va, decoded.size, text, system[0], system[1], None, raw)
         try:
-            ops, flow, target = self._translate(va, raw)
-        except (_Unsupported, pypcode.LowlevelError) as e:
+            ops, flow, target = self._translate(va, raw, decoded)
+        except (_Unsupported, *_SLEIGH_ERRORS) as e:
             return self._unknown(va, decoded.size, text, raw, f"instruction not modelled: {text} ({e})")
         return Insn(va, decoded.size, text, ops, flow, target, raw)
 
@@ -85,24 +133,50 @@ class Lifter:
     def _unknown(va: int, size: int, text: str, raw: bytes, why: str) -> Insn:
         return Insn(va, size, text, (Op(Code.UNKNOWN, None, (const(1, 1),), why),), Flow.STOP, None, raw)
 
-    def _translate(self, va: int, raw: bytes) -> tuple[tuple[Op, ...], Flow, int | None]:
-        source = [o for o in self._pcode.translate(raw, va).ops if o.opcode.name != "IMARK"]
-        return _Translation(self._registers, va, len(raw), source).result()
+    def _translate(self, va: int, raw: bytes, decoded: Any) -> tuple[tuple[Op, ...], Flow, int | None]:
+        prefix, _, stem = decoded.mnemonic.rpartition(" ")
+        if stem not in ORDINARY or prefix not in _PREFIXES:
+            raise _Unsupported("no such mnemonic has been compared")
+        if decoded.opcode[0] == 0xFF and decoded.modrm >> 3 & 7 in _FAR:
+            raise _Unsupported("far branch")
+        _check_prefixes(raw, stem)
+        if decoded.addr_size != SLOT and stem != "jecxz":
+            raise _Unsupported("32-bit addresses")
+        source = list(self._pcode.translate(raw, va).ops)
+        marks = [o.inputs[0] for o in source if o.opcode.name == "IMARK"]
+        if [(m.offset, m.size) for m in marks] != [(va, len(raw))]:
+            raise _Unsupported("SLEIGH sees other instructions in its bytes")
+        source = [o for o in source if o.opcode.name != "IMARK"]
+        return _Translation(self._registers, va, len(raw), source, stem).result()
+
+
+def _check_prefixes(raw: bytes, stem: str) -> None:
+    """Refuse what no assembler writes and SLEIGH reads otherwise than processors do."""
+    found = list(itertools.takewhile(_PREFIX_GROUPS.__contains__, raw))
+    groups = [_PREFIX_GROUPS[byte] for byte in found]
+    if len(set(groups)) != len(groups):
+        raise _Unsupported("two prefixes of one group")
+    if 0x66 in found and (stem.startswith(("j", "loop")) or stem in ("call", "ret")):
+        raise _Unsupported("operand-size prefix of a branch, on which processors differ")
+    if groups.count("repeat") and stem.startswith(("loop", "jrcxz", "jecxz")):
+        raise _Unsupported("repeat prefix of a loop instruction")
 
 
 class _Translation:
     """Turns the p-code of one instruction into IR operations."""
 
-    def __init__(self, registers: dict[int, tuple[int, int]], va: int, size: int, source: list[Any]) -> None:
+    def __init__(self, registers: dict[int, tuple[int, int]], va: int, size: int, source: list[Any], stem: str) -> None:
         self._registers = registers
         self._va = va
         self._size = size
         self._source = source
+        self._stem = stem
         self._ops: list[Op] = []
         self._starts: list[int] = []
         self._temps: dict[int, tuple[int, int]] = {}
         self._next_temp = 0
         self._origin: dict[Var, Access] = {}
+        self._carries: dict[Var, Var] = {}
         self._flow = Flow.FALL
         self._target: int | None = None
 
@@ -111,8 +185,25 @@ class _Translation:
             self._starts.append(len(self._ops))
             self._one(item)
         self._starts.append(len(self._ops))
+        self._extend()
         self._widen()
         return tuple(self._relocate(op) for op in self._ops), self._flow, self._target
+
+    def _extend(self) -> None:
+        """A 32-bit result is zero-extended (SDM vol. 1, 3.4.1.1) also where SLEIGH forgets it."""
+        for op in list(self._ops):
+            low = op.out
+            if low is None or low.space is not Space.REG:
+                continue
+            if low.off // SLOT * SLOT not in _WRITABLE:
+                raise _Unsupported("writes a register that is not for ordinary instructions")
+            if low.size == 4:
+                widened = Op(Code.INT_ZEXT, Var(Space.REG, low.off, SLOT), (low,))
+                if widened in self._ops:  # CMOV extends first, whether it moves or not
+                    continue
+                if any(o.code in (Code.JUMP, Code.CJUMP, Code.CBRANCH) for o in self._ops):
+                    raise _Unsupported("a 32-bit result is not extended")
+                self._ops.append(widened)
 
     def _widen(self) -> None:
         """A 32-bit result is zero-extended into its register (SDM vol. 1, 3.4.1.1),
@@ -201,6 +292,8 @@ class _Translation:
             self._ops.append(Op(Code.STORE, None, (address, value, self._access(address))))
         elif name in Code.__members__ and Code[name] in PURE:
             self._pure(Code[name], item)
+        elif name == "CALLOTHER" and item.inputs[0].getUserDefinedOpName() in ("LOCK", "UNLOCK"):
+            pass
         else:
             raise _Unsupported(f"p-code {name}")
 
@@ -212,20 +305,38 @@ class _Translation:
             self._ops.append(Op(Code.STORE, None, (const(item.output.offset), value, const(Access.DATA, 1))))
             return
         out = self._place(item.output)
+        if self._stem == "shr" and code is Code.COPY and out == reg("OF") and ins == (const(0, 1),):
+            operand = self._shifted()
+            code, ins = Code.INT_SLESS, (operand, const(0, operand.size))
         self._ops.append(Op(code, out, ins))
         self._trace_origin(out, ins)
-        if code.value in _WITH_AF and out == reg("OF"):
-            self._adjust_flag(Code.INT_ADD if code is Code.INT_SCARRY else Code.INT_SUB, ins)
+        if code.value in _WITH_AF:
+            arithmetic = Code.INT_ADD if code is Code.INT_SCARRY else Code.INT_SUB
+            if out == reg("OF"):
+                self._adjust_flag(arithmetic, ins, reg("AF"))
+            else:
+                self._carries[out] = self._adjust_flag(arithmetic, ins, self._fresh(1))
+        elif code is Code.BOOL_XOR and out == reg("OF") and ins[1] in self._carries:
+            # ADC and SBB add twice; at most one of the two carries out of bit 3.
+            self._ops.append(Op(Code.BOOL_OR, reg("AF"), (reg("AF"), self._carries[ins[1]])))
 
-    def _adjust_flag(self, arithmetic: Code, ins: tuple[Var, ...]) -> None:
-        """AF := carry or borrow out of bit 3, seen as (a ^ b ^ result) bit 4."""
+    def _shifted(self) -> Var:
+        """What the instruction shifts right."""
+        for item in self._source[len(self._starts) - 1 :]:
+            if item.opcode.name == "INT_RIGHT" and item.inputs[0].space.name != "ram":
+                return self._place(item.inputs[0])
+        raise _Unsupported("SHR without a shift")
+
+    def _adjust_flag(self, arithmetic: Code, ins: tuple[Var, ...], target: Var) -> Var:
+        """``target`` := carry or borrow out of bit 3, seen as (a ^ b ^ result) bit 4."""
         a, b = ins
         total, mixed, bit = self._fresh(a.size), self._fresh(a.size), self._fresh(a.size)
         self._ops.append(Op(arithmetic, total, (a, b)))
         self._ops.append(Op(Code.INT_XOR, mixed, (a, b)))
         self._ops.append(Op(Code.INT_XOR, mixed, (mixed, total)))
         self._ops.append(Op(Code.INT_AND, bit, (mixed, const(0x10, a.size))))
-        self._ops.append(Op(Code.INT_NOTEQUAL, reg("AF"), (bit, const(0, a.size))))
+        self._ops.append(Op(Code.INT_NOTEQUAL, target, (bit, const(0, a.size))))
+        return target
 
     def _trace_origin(self, out: Var, ins: tuple[Var, ...]) -> None:
         origins = [self._kind(v) for v in ins]
@@ -250,6 +361,9 @@ class _Translation:
             return
         if target.space.name == "ram" and name in ("BRANCH", "CBRANCH", "CALL"):
             where = const(target.offset)
+            if target.offset == self._va and self._stem[:-1] in _STRINGS:
+                self._ops.append(self._next_iteration(where, rest))
+                return
             inner = target.offset in (self._va, self._va + self._size)
             self._ops.append(Op(Code.CBRANCH if name == "CBRANCH" else Code.BRANCH, None, (where, *rest)))
             if inner and name != "CALL":
@@ -258,6 +372,14 @@ class _Translation:
         else:
             self._ops.append(Op(Code.BRANCHIND, None, (self._input(target),)))
         self._flow = _FLOWS[name]
+
+    def _next_iteration(self, where: Var, rest: tuple[Var, ...]) -> Op:
+        """Go on with a repeated string instruction, unless RCX, or the flag in ``rest``, ends it."""
+        more = self._fresh(1)
+        self._ops.append(Op(Code.INT_NOTEQUAL, more, (reg("RCX"), const(0))))
+        for condition in rest:
+            self._ops.append(Op(Code.BOOL_AND, more, (more, condition)))
+        return Op(Code.CBRANCH, None, (where, more))
 
 
 assert SLOT == 8, "SLEIGH's 8-byte registers fill a slot"

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from atomicist.isa.builder import Builder, Label, pack_rflags, unpack_rflags
 from atomicist.isa.delivery import GP, KERNEL_CS, KERNEL_DS, UD, USER32_CS, USER_CS, USER_DS
-from atomicist.isa.ir import Access, Code, Flow, Note, Op, Space, Var, const, reg
+from atomicist.isa.ir import Access, Code, Flow, Note, Op, Var, const, reg
 from atomicist.isa.registers import GPRS
 
 CR4_FSGSBASE: Final = 1 << 16
@@ -78,7 +78,7 @@ class Operands:
     def address(self, b: Builder, index: int) -> tuple[Var, Access] | None:
         """Effective address of memory operand ``index``, None if it is no plain one."""
         operand = self.insn.operands[index]
-        if operand.type != 3:
+        if operand.type != 3 or self.insn.addr_size != 8:
             return None
         mem = operand.mem
         total = const(mem.disp, 8)
@@ -88,13 +88,13 @@ class Operands:
             base = const(self.insn.address + self.insn.size, 8) if name == "rip" else _REGISTERS[name]
             total = b.add(base, total)
             access = Access.STACK if name in ("rsp", "rbp") else access
-        if mem.index:
-            scaled = b.op(Code.INT_MULT, 8, _REGISTERS[self.insn.reg_name(mem.index)], const(mem.scale, 8))
-            total = b.add(total, scaled)
+        index = _REGISTERS.get(self.insn.reg_name(mem.index)) if mem.index else None
+        if index is not None:  # "riz" says that there is none
+            total = b.add(total, b.op(Code.INT_MULT, 8, index, const(mem.scale, 8)))
         segment = self.insn.reg_name(mem.segment) if mem.segment else ""
         if segment in ("gs", "fs"):
             total = b.add(total, reg(segment.upper() + "BASE"))
-            access = Access.GS if segment == "gs" else access
+            access = Access.GS if segment == "gs" else Access.DATA
         return total, access
 
 
@@ -239,7 +239,27 @@ def mov_segment(b: Builder, o: Operands) -> None:
     value = b.fit(source, 2)
     b.unknown_if(b.none_of(value, (0, KERNEL_DS)), "mov to ss of an unknown selector")
     b.copy(target, value)
-    b.set("SHADOW", const(_SHADOW_ONE, 8))
+    # of several in sequence, only the first is sure to hold events off
+    first = b.fit(b.eq(reg("SHADOW"), 0), 8)
+    b.set("SHADOW", b.op(Code.INT_ADD, 8, reg("SHADOW"), b.shl(first, _SHADOW_ONE // 2)))
+
+
+def mov_from_segment(b: Builder, o: Operands) -> None:
+    """MOV from a segment register (vol. 2B): zero-extended into a register of 32 or
+    64 bits; of memory, and of a 16-bit register, two bytes are written."""
+    source = o.register(1)
+    if source is None:
+        b.unknown_if(_always(), f"{o.insn.mnemonic} {o.insn.op_str}")
+        return
+    target = o.register(0)
+    if target is not None:
+        b.copy(target if target.size == 2 else reg(_wide(target)), b.fit(source, 2 if target.size == 2 else 8))
+        return
+    place = o.address(b, 0)
+    if place is None:
+        b.unknown_if(_always(), f"{o.insn.mnemonic} {o.insn.op_str}")
+    else:
+        b.store(place[0], source, place[1])
 
 
 def lsl(b: Builder, o: Operands) -> None:
@@ -309,8 +329,25 @@ def ud2(b: Builder, _: Operands) -> None:
     b.fault_if(_always(), UD.number)
 
 
+def hlt(b: Builder, _: Operands) -> None:
+    """HLT (vol. 2A) waits for an event; nothing in the model is to wait."""
+    _ring0_only(b)
+    b.unknown_if(_always(), "hlt: waiting for an interrupt is not modelled")
+
+
+def invpcid(b: Builder, o: Operands) -> None:
+    """INVPCID (vol. 2A): reads its descriptor of 16 bytes; the TLB is not modelled."""
+    _ring0_only(b)
+    place = o.address(b, 1)
+    if place is None:
+        b.unknown_if(_always(), f"{o.insn.mnemonic} {o.insn.op_str}")
+        return
+    b.load(place[0], 8, place[1])
+    b.load(b.add(place[0], 8), 8, place[1])
+
+
 def nothing(_b: Builder, _o: Operands) -> None:
-    """Fences, hints and TLB invalidation: no effect on the state of the model."""
+    """Fences and hints: no effect on the state of the model."""
 
 
 SYSTEM: Final[dict[str, tuple[Microcode, Flow]]] = {
@@ -325,6 +362,7 @@ SYSTEM: Final[dict[str, tuple[Microcode, Flow]]] = {
     "wrmsr": (wrmsr, Flow.FALL),
     "mov.control": (mov_control, Flow.FALL),
     "mov.segment": (mov_segment, Flow.FALL),
+    "mov.from_segment": (mov_from_segment, Flow.FALL),
     "lsl": (lsl, Flow.FALL),
     "rdpid": (rdpid, Flow.FALL),
     "verw": (verw, Flow.FALL),
@@ -333,12 +371,18 @@ SYSTEM: Final[dict[str, tuple[Microcode, Flow]]] = {
     "cli": (cli, Flow.FALL),
     "sti": (sti, Flow.FALL),
     "ud2": (ud2, Flow.STOP),
+    "hlt": (hlt, Flow.STOP),
+    "invpcid": (invpcid, Flow.FALL),
     **dict.fromkeys(
-        ("lfence", "mfence", "sfence", "pause", "endbr64", "nop", "invpcid", "prefetchw"),
+        ("lfence", "mfence", "sfence", "pause", "endbr64", "nop", "prefetchw"),
         (nothing, Flow.FALL),
     ),
 }
 """Mnemonic -> (microcode, how it leaves)."""
+
+
+def _is_segment(v: Var | None) -> bool:
+    return v is not None and v.size == 2 and reg("ES").off <= v.off <= reg("GS").off
 
 
 def system_ops(mnemonic: str, insn: Any) -> tuple[tuple[Op, ...], Flow] | None:
@@ -346,12 +390,13 @@ def system_ops(mnemonic: str, insn: Any) -> tuple[tuple[Op, ...], Flow] | None:
     key = mnemonic
     if mnemonic == "mov":
         operands = Operands(insn)
-        pair = [r for r in (operands.register(0), operands.register(1)) if r is not None]
         names = [insn.reg_name(o.reg) for o in insn.operands if o.type == 1]
         if any(n[:2] in ("cr", "dr") for n in names):
             key = "mov.control"
-        elif any(v.space is Space.REG and v.size == 2 and reg("ES").off <= v.off <= reg("GS").off for v in pair[:1]):
+        elif _is_segment(operands.register(0)):
             key = "mov.segment"
+        elif _is_segment(operands.register(1)):
+            key = "mov.from_segment"
     entry = SYSTEM.get(key)
     if entry is None:
         return None

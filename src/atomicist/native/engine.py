@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from atomicist.isa.delivery import VECTORS, deliver
 from atomicist.isa.ir import Flow, Op, Var
-from atomicist.isa.registers import SLOTS
+from atomicist.isa.registers import REGISTERS, SLOTS
 from atomicist.machine.target import Target
 from atomicist.native import layout
 from atomicist.native.build import runtime_sources, shared_object
@@ -21,6 +21,9 @@ from atomicist.native.tables import CODE_NUMBER, KEY_SLOTS, render
 
 UNITS = ("memory.c", "shadow.c", "exec.c", "observe.c", "certify.c", "enumerate.c", "api.c")
 FLOWS = tuple(Flow)
+MAX_STACK_WORDS = 4096
+MAX_CANDIDATES = 32
+_KEY_INDEX = {REGISTERS[name].slot: i for i, name in enumerate(KEY_SLOTS)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +52,17 @@ class NativeFinding:
 @dataclass(frozen=True, slots=True)
 class NativeContext:
     """A context met after a commit: ``key`` (values of `KEY_SLOTS`), ``rip``, and how
-    it was reached: ``events``, then ``steps`` instructions."""
+    it was reached: ``events``, then ``steps`` instructions.  ``relative``: its RSP
+    moves with the interrupted one; ``handler``: it is inside a handler, which may
+    have used any more of the stack.  ``source`` gives for each key register the one
+    (index in `KEY_SLOTS`) of the interrupted context that it comes from, None for a
+    constant."""
 
     key: tuple[int, ...]
+    source: tuple[int | None, ...]
     rip: int
+    relative: bool
+    handler: bool
     events: tuple[NativeEvent, ...]
     steps: int
 
@@ -68,6 +78,8 @@ class NativeResult:
     findings: tuple[NativeFinding, ...]
     emitted: tuple[NativeContext, ...]
     covers: bytes
+    covers_rsp: bytes
+    covers_key: tuple[frozenset[int], ...]
     guest_insns: int
     interleavings: int
     executed: int
@@ -90,9 +102,10 @@ class Engine:
         sources = runtime_sources() | {"tables.h": render(properties, events, error_token)}
         self._lib = c.CDLL(str(shared_object(sources, UNITS)))
         self._lib.atomicist_new.restype = c.c_void_p
-        for name in ("findings", "emitted", "covers"):
+        for name in ("findings", "emitted", "covers", "covers_rsp", "covers_key"):
             getattr(self._lib, f"atomicist_{name}").restype = c.c_void_p
         self._texts: list[str] = [""]
+        self._candidates: list[tuple[int, ...]] = [() for _ in KEY_SLOTS]
         self._order = sorted(target.insns)
         self._image = self._make_image(target, events, max_steps)
         self._search = c.c_void_p(self._lib.atomicist_new(c.byref(self._image)))
@@ -122,13 +135,16 @@ class Engine:
 
     def enumerate(
         self, registers: Sequence[int], *, budget: int, offered: int, first: int, expect_df: bool = False,
-        no_stack: bool = False, stop: int = 0, run: c.c_void_p | None = None,
+        no_stack: bool = False, stop: int = 0, limit: int = 0, run: c.c_void_p | None = None,
     ) -> NativeResult:  # fmt: skip
         """Every schedule of at most ``budget`` events; ``offered`` and ``first`` are bit
-        sets of vectors; ``stop`` ends after that many findings (0: never)."""
+        sets of vectors; ``stop`` ends after that many findings (0: never), ``limit`` after
+        that many schedules, with ``overflow`` set; ``run`` is the `codegen.Compiled`
+        target's address.  ``hits`` and ``misses`` count committed states that were met
+        again and that were new."""
         self._lib.atomicist_enumerate(
             self._search, layout.Registers(*registers), budget, offered, first, int(expect_df), int(no_stack),
-            stop, run,
+            stop, c.c_uint64(limit), run,
         )  # fmt: skip
         return self._result()
 
@@ -137,11 +153,25 @@ class Engine:
         self._lib.atomicist_totals(self._search, c.byref(t))
         broken = None if t.broken_slot == SLOTS else (int(t.broken_slot), int(t.broken_where))
         covers = c.string_at(self._lib.atomicist_covers(self._search), len(self._order))
+        covers_rsp = c.string_at(self._lib.atomicist_covers_rsp(self._search), MAX_STACK_WORDS)
         return NativeResult(
-            tuple(self._findings(int(t.findings))), tuple(self._contexts(int(t.emitted))), covers,
+            tuple(self._findings(int(t.findings))), tuple(self._contexts(int(t.emitted))), covers, covers_rsp, self._covered_values(),
             t.guest_insns, t.interleavings, t.executed, t.boundaries, t.hits, t.misses, t.worst_commit,
             t.lowest_main, int(t.overflow), broken,
         )  # fmt: skip
+
+    def candidates(self, values: Sequence[Sequence[int]]) -> None:
+        """For each key register, the values that certificates are to be tried for."""
+        self._candidates = [tuple(v[:MAX_CANDIDATES]) for v in values]
+        for i, some in enumerate(self._candidates):
+            self._lib.atomicist_candidates(self._search, i, (c.c_uint64 * len(some))(*some), len(some))
+
+    def _covered_values(self) -> tuple[frozenset[int], ...]:
+        flags = c.string_at(self._lib.atomicist_covers_key(self._search), len(KEY_SLOTS) * MAX_CANDIDATES)
+        return tuple(
+            frozenset(v for k, v in enumerate(values) if flags[i * MAX_CANDIDATES + k])
+            for i, values in enumerate(self._candidates)
+        )
 
     def _findings(self, count: int) -> Iterator[NativeFinding]:
         table = c.cast(self._lib.atomicist_findings(self._search), c.POINTER(layout.CFinding))
@@ -156,7 +186,8 @@ class Engine:
         table = c.cast(self._lib.atomicist_emitted(self._search), c.POINTER(layout.CEmitted))
         for i in range(count):
             e = table[i]
-            yield NativeContext(tuple(e.r), e.rip, _events(e.events, e.nevents), e.steps)
+            source = tuple(_KEY_INDEX.get(slot) for slot in e.source)
+            yield NativeContext(tuple(e.r), source, e.rip, bool(e.relative), bool(e.handler), _events(e.events, e.nevents), e.steps)
 
     def _make_image(self, target: Target, events: Sequence[str], max_steps: int) -> layout.CImage:
         ops: list[Op] = []

@@ -207,7 +207,8 @@ def known(op: Op) -> bool:
 
 def pure(op: Op, values: Sequence[Value]) -> Value:
     """``op`` applied to ``values``, whose texts are simple. KeyError if not `known`."""
-    assert op.out is not None
+    if op.out is None:
+        raise KeyError(op.code)
     size, a = op.out.size, values[0]
     if size > _WORD or a.size > _WORD:
         return Value(_wide(op.code, values, size), size)

@@ -34,7 +34,6 @@ class FlowGraph:
         self._next = {va: tuple(successors(insn)) for va, insn in self.insns.items()}
         self._live = self._liveness()
         self.leaders = self._leaders(target)
-        self.resumable = self._resumable(target)
 
     def live(self, va: int | None) -> frozenset[int]:
         """The slots that matter at ``va``; None: at an address not known."""
@@ -73,28 +72,11 @@ class FlowGraph:
         found = {gate.offset for gate in target.gates.values()} | self.commits
         for va, insn in self.insns.items():
             found |= set(self._next[va]) - {insn.next}
-            if not falls_through(insn):
-                found.add(insn.next)
-            elif any(op.code is Code.NOTE for op in insn.ops):
+            if not falls_through(insn) or any(op.code is Code.NOTE for op in insn.ops):
                 found.add(insn.next)
         reached = {insn.next for insn in self.insns.values() if falls_through(insn)}
         found |= self.insns.keys() - reached
         return found & self.insns.keys()
-
-    def _resumable(self, target: Target) -> set[int]:
-        """Where an interrupted context may go on: nowhere before a commit, for an
-        image that says where its commits are."""
-        if not self.commits:
-            return set(self.insns)
-        handlers_return = {i.next for i in target.insns.values() if i.target in self.stops}
-        todo = [va for va in self.commits | handlers_return if va in self.insns]
-        found = set(todo)
-        while todo:
-            for to in self._next[todo.pop()]:
-                if to in self.insns and to not in found:
-                    found.add(to)
-                    todo.append(to)
-        return found
 
 
 def observed(ops: tuple[Op, ...]) -> bool:

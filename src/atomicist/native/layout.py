@@ -68,8 +68,9 @@ class CFinding(c.Structure):
 
 class CEmitted(c.Structure):
     _fields_ = [
-        ("r", c.c_uint64 * len(KEY_SLOTS)), ("rip", c.c_uint64), ("nevents", c.c_uint32),
-        ("steps", c.c_uint32), ("events", CEvent * MAX_CHAIN),
+        ("r", c.c_uint64 * len(KEY_SLOTS)), ("source", c.c_uint32 * len(KEY_SLOTS)), ("rip", c.c_uint64),
+        ("relative", c.c_uint32), ("handler", c.c_uint32), ("nevents", c.c_uint32), ("steps", c.c_uint32),
+        ("events", CEvent * MAX_CHAIN),
     ]  # fmt: skip
 
 

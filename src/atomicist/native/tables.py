@@ -24,9 +24,6 @@ KEY_SLOTS: Final = ("RSP", "CS", "SS", "GSBASE", "KERNEL_GSBASE", "CR3", "SPEC_C
 """The registers of a context that the course of an entry may depend on, besides
 RIP; a result that rests on any other is not accepted as closed."""
 
-HANDLER_DEPTHS: Final = (8, 64, 248)
-"""How much deeper than at its start, in bytes, a handler may be interrupted."""
-
 CR3_COMPARED: Final = 0x000F_FFFF_FFFF_F000
 """What a handler's CR3 is compared in: the page tables, not the PCID."""
 
@@ -58,12 +55,11 @@ def render(properties: Mapping[str, int], events: Sequence[str], error_token: in
         "pt_offset": [offset for offset, _ in frame],
         "pt_slot": [SLOTS if name == "RFLAGS" else REGISTERS[name].slot for _, name in frame],
         "key_slot": [REGISTERS[name].slot for name in KEY_SLOTS],
-        "depths": list(HANDLER_DEPTHS),
         "vector_error": [int(VECTORS[name].has_error_code) for name in events],
         "vector_fault_class": [int(VECTORS[name].fault_class) for name in events],
     }
     lines += [f"#define NFLAGS {len(FLAG_BITS)}u", f"#define NPT {len(frame)}u", f"#define NGPRS {len(GPRS)}u"]
-    lines += [f"#define NKEY {len(KEY_SLOTS)}u", f"#define NDEPTHS {len(HANDLER_DEPTHS)}u"]
+    lines += [f"#define NKEY {len(KEY_SLOTS)}u"]
     for name, values in arrays.items():
         text = ", ".join(map(str, values))
         lines.append(f"static const unsigned {name}[] __attribute__((unused)) = {{ {text} }};")

@@ -56,6 +56,12 @@ def _expressible(op: Op, delivery: bool) -> bool:
     return expressions.known(op)
 
 
+def _result(op: Op) -> Var:
+    if op.out is None:
+        raise ValueError(f"{op.code.value} without a result")
+    return op.out
+
+
 @dataclass(slots=True)
 class _Line:
     """One C statement: ``name`` is what it defines ("" if it is done for its effect)."""
@@ -98,19 +104,21 @@ class _Group:
     def check(self) -> str:
         """The C that refuses the trace, or defines where the bytes are."""
         n, low = self.number, self.low
-        tests = []
+        tests, written = [], ""
         if self.reads:
             tests.append(f"o{n} + {max(hi for _, hi in self.reads) - low} > P[i{n}].rlimit[root]")
         if self.writes:
             tests.append(f"o{n} + {max(hi for _, hi in self.writes) - low} > P[i{n}].wlimit[root]")
             tests.append(f"(early && !(P[i{n}].flags & SCRATCH))")
+            written = f"\n\tWRITTEN(i{n}, (o{n} + {min(lo for lo, _ in self.writes) - low}) / 8);"
         if self.aligned is not None:
             tests.append(f"((o{n} + {(self.aligned - low) % SLOT}) & 7)")
         return (
-            f"const u64 a{n} = {self.base} + {literal(low)}; const u32 o{n} = (u32)a{n} & (PAGE - 1), i{n} = page_at(a{n});\n"
+            f"const u64 a{n} = {self.base} + {literal(low)};\n"
+            f"\tconst u32 o{n} = (u32)a{n} & (PAGE - 1), i{n} = page_at(a{n});\n"
             f"\tREFUSE_IF((a{n} ^ o{n}) != P[i{n}].base || {' || '.join(tests)});\n"
-            f"\tu8 *const q{n} __attribute__((unused)) = M + i{n} * PAGE + o{n};\n"
-            f"\tconst u32 w{n} __attribute__((unused)) = NSLOTS + i{n} * WORDS + o{n} / 8;"
+            f"\tu8 *const q{n} = M + i{n} * PAGE + o{n};\n"
+            f"\tconst u32 w{n} = NSLOTS + i{n} * WORDS + o{n} / 8;{written}"
         )
 
 
@@ -118,12 +126,13 @@ class Trace:
     """Collects the C of the trace called ``name``.
 
     ``live`` gives, for an address, the slots that matter there; ``leave`` the C that
-    goes there."""
+    goes there; ``away`` is the C that goes to the address put in for "{}"."""
 
     def __init__(
-        self, name: str, live: Callable[[int | None], frozenset[int]], leave: Callable[[int], str]
+        self, name: str, live: Callable[[int | None], frozenset[int]], leave: Callable[[int], str], away: str
     ) -> None:
         self._name = name
+        self._away = away
         self._live = live
         self._leave = leave
         self._lines: list[_Line] = []
@@ -190,7 +199,7 @@ class Trace:
             old = self._temps.get(index) if space is Space.TMP else self._register(index)
             name = self._fresh("v")
             start = old or expressions.constant(0, size)
-            self._effect(f"{expressions.ctype(size)} {name} __attribute__((unused)) = {start.text};", *start.names())
+            self._effect(f"{expressions.ctype(size)} {name} = {start.text};", *start.names())
             if space is Space.TMP:
                 self._temps[index] = Value(name, size)
             else:
@@ -259,8 +268,8 @@ class Trace:
     def _one(self, op: Op, va: int, unique: str) -> bool:
         code, ins = op.code, op.ins
         if code is Code.LOAD:
-            assert op.out is not None
-            self._put(op.out, self._load(self._get(ins[0]), op.out.size, ins[1].off))
+            out = _result(op)
+            self._put(out, self._load(self._get(ins[0]), out.size, ins[1].off))
         elif code is Code.STORE:
             self._store(self._get(ins[0]), self._named(self._get(ins[1])), ins[1].size, ins[2].off)
         elif code is Code.BRANCH:
@@ -286,9 +295,9 @@ class Trace:
         elif code is Code.NOTE:
             self._notes.add(Note(ins[0].off))
         else:
-            assert op.out is not None
+            out = _result(op)
             value = expressions.pure(op, [self._named(self._get(v)) for v in ins])
-            self._put(op.out, self._named(value))
+            self._put(out, self._named(value))
         return True
 
     def _write_back(self, live: frozenset[int]) -> None:
@@ -308,7 +317,7 @@ class Trace:
         if self._notes & set(_RETURNS):
             self._effect(f"n += {self._count}; m->pc = {literal(va)}; goto returns;")
         else:
-            self._effect(f"n += {self._count}; rip = {target.text}; goto dispatch;", *target.names())
+            self._effect(f"n += {self._count}; {self._away.format(target.text)}", *target.names())
 
     def deliver(self, ops: tuple[Op, ...]) -> None:
         """An event's microcode, up to the branch to its handler, and what it wrote."""
@@ -342,7 +351,8 @@ class Trace:
     def _load(self, address: Value, size: int, access: int) -> Value:
         group, low = self._group(address, size, access, write=False)
         name, kind = self._fresh("x"), _KINDS[size]
-        self._line(name, lambda: f"const u64 {name} = *(const {kind} *)(q{group.number} + {low - group.low});", ())
+        pointer = f"*(const {kind} *)(q{group.number}"
+        self._line(name, lambda: f"const u64 {name} = {pointer} + {low - group.low});", ())
         return Value(name, size)
 
     def _store(self, address: Value, value: Value, size: int, access: int) -> None:

@@ -6,16 +6,16 @@ event at every boundary up to the commits, and each committed state on until the
 context runs again (native/runtime/certify.c).  Two facts make it more than a test
 of that one context:
 
-* it is known what the outcome rested on.  If that is nothing but the registers of a
-  *key* (RSP, CS, SS, GSBASE, KERNEL_GSBASE, CR3, SPEC_CTRL) and, of RIP, the results of
-  some comparisons, then the certificate holds for every context with that key for
-  which the comparisons come out the same.  Anything else that it rests on is reported,
-  and the search is not closed;
+* it is known what the outcome rested on.  If that is nothing but tests of RIP, RSP and
+  the registers of a *key* (CS, SS, GSBASE, KERNEL_GSBASE, CR3, SPEC_CTRL), then the
+  certificate holds for every context for which these tests come out the same - also
+  for the same run further up or down the main stack.  Anything else
+  that it rests on is reported, and the search is not closed;
 * contexts that the run itself passes through after a commit - our own return path,
-  the handlers - are contexts like any other.  They are collected and certified in
-  turn until no new one appears.
+  the handlers, at any depth of stack - are contexts like any other (`reach`).  They
+  are certified in turn until every one is covered.
 
-By induction over the number of events, every schedule from a certified context ends
+By induction over the number of events, every schedule from a covered context ends
 with that context resumed unchanged.  Depth on the main stack needs no bound of ours:
 contexts get deeper until the entry itself refuses for want of room.
 """
@@ -23,34 +23,21 @@ contexts get deeper until the entry itself refuses for want of room.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
-from atomicist.isa.registers import BY_SLOT, REGISTERS, SLOTS
+from atomicist.isa.registers import BY_SLOT, SLOTS
 from atomicist.machine.target import Target
-from atomicist.native.engine import NativeContext, NativeEvent, NativeFinding, NativeResult
-from atomicist.native.tables import KEY_SLOTS
+from atomicist.native.engine import NativeFinding, NativeResult
 from atomicist.search.progress import Listener, Progress, silent
+from atomicist.search.reach import Origin, Reach
 from atomicist.search.result import Coverage, Result
 from atomicist.search.workers import Workers, default_workers, engine
-from atomicist.spec.contexts import Context, contexts, from_key
+from atomicist.spec.contexts import Context, contexts
 from atomicist.spec.events import EVENTS
 
 STOP_AFTER: Final = 8
 """Contexts with findings after which an image counts as broken and the search ends."""
-
-_KEY: Final = tuple(REGISTERS[name].slot for name in KEY_SLOTS)
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """How a context is reached: from the start context ``name`` by ``legs``, each the
-    events of one certificate and the instructions behind the last of them; ``depth``
-    more bytes of stack used in the handler where a leg ends."""
-
-    name: str
-    legs: tuple[tuple[tuple[NativeEvent, ...], int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,27 +60,6 @@ def _certify(task: _Task) -> NativeResult:
     return engine().certify(c.registers, task.vector, expect_df=c.expect_df, no_stack=c.no_stack)
 
 
-def key_of(context: Context) -> tuple[int, ...]:
-    """The values of the key registers."""
-    return tuple(context.registers[slot] for slot in _KEY)
-
-
-@dataclass(slots=True)
-class _Certified:
-    """The RIPs, by instruction index, for which certificates of one key hold."""
-
-    covers: list[int] = field(default_factory=list)
-
-    def add(self, bitmaps: Iterable[bytes]) -> None:
-        both = ~0
-        for bitmap in bitmaps:
-            both &= int.from_bytes(bitmap, "little")
-        self.covers.append(both)
-
-    def holds(self, index: int) -> bool:
-        return any(c >> 8 * index & 1 for c in self.covers)
-
-
 class Certifier:
     """The worklist of contexts and what is certified of them."""
 
@@ -101,72 +67,57 @@ class Certifier:
         self._target = target
         self._vectors = vectors
         self._listener = listener
-        self._index = {va: i for i, va in enumerate(sorted(target.insns))}
-        self._certified: dict[tuple[int, ...], _Certified] = {}
-        self._pending: dict[tuple[tuple[int, ...], int], tuple[Context, Origin]] = {}
+        self._reach = Reach(target)
         self._done = 0
         self.coverage = Coverage()
         self.findings: list[Raw] = []
         self.open_because = ""
         self.commit_distance = 0
         self.lowest_main = (1 << 64) - 1
-        self._rip = REGISTERS["RIP"].slot
+
+    def key_values(self) -> list[list[int]]:
+        """The values of key registers that certificates are tried for."""
+        return self._reach.key_values(contexts(self._target))
 
     def run(self, workers: Workers) -> None:
         """Work until nothing is left, or enough is broken."""
-        start = [(c, Origin(c.name)) for c in contexts(self._target)]
+        start = contexts(self._target)
         self.coverage += Coverage(contexts=len(start))
-        self._round(workers, start)
-        while self._pending and len(self.findings) < STOP_AFTER:
-            chosen = self._choose()
-            if chosen:
-                self._round(workers, chosen)
-        if self._pending or len(self.findings) >= STOP_AFTER:
-            self.open_because = self.open_because or f"stopped after {len(self.findings)} contexts with findings"
-
-    def _choose(self) -> list[tuple[Context, Origin]]:
-        """Of each key, the first context that no certificate covers."""
-        chosen: dict[tuple[int, ...], tuple[Context, Origin]] = {}
-        for (key, rip), item in sorted(self._pending.items()):
-            certified = self._certified.get(key)
-            if certified is not None and certified.holds(self._index[rip]):
-                del self._pending[key, rip]
-            elif key not in chosen:
-                chosen[key] = item
-        return list(chosen.values())
+        alone = [(c, Origin(c.name)) for c in start if not self._reach.begin(c)]
+        self._round(workers, alone)
+        while len(self.findings) < STOP_AFTER:
+            self._reach.spread()
+            chosen = self._reach.uncovered()
+            if not chosen:
+                break
+            self._round(workers, chosen)
+        self.coverage += Coverage(contexts=self._reach.size())
+        if len(self.findings) >= STOP_AFTER:
+            self.open_because = f"stopped after {len(self.findings)} contexts with findings"
 
     def _round(self, workers: Workers, items: list[tuple[Context, Origin]]) -> None:
         tasks = [_Task(context, v) for context, _ in items for v in self._vectors]
         answers = workers.map(_certify, tasks)
-        for context, origin in items:
+        for number, (context, origin) in enumerate(items):
             if len(self.findings) >= STOP_AFTER:
                 return
-            results = [next(answers) for _ in self._vectors]
-            self._take(context, origin, results)
+            self._take(context, origin, [next(answers) for _ in self._vectors])
             self._done += 1
             self._listener(
-                Progress("certifying contexts", self._done, self._done + len(self._pending),
+                Progress("certifying contexts", self._done, self._done + len(items) - number - 1,
                          self.coverage.interleavings, len(self.findings))
             )  # fmt: skip
 
     def _take(self, context: Context, origin: Origin, results: list[NativeResult]) -> None:
-        key, rip = key_of(context), context.registers[self._rip]
         found = [Raw(origin, context, f) for r in results for f in r.findings]
         self.findings += found[:1]
         for r in results:
-            self.coverage += Coverage(
-                r.boundaries, r.interleavings, r.misses, r.misses, len(r.emitted), 0, r.guest_insns
-            )
+            self.coverage += Coverage(r.boundaries, r.interleavings, r.misses, r.misses, 0, 0, r.guest_insns)
             self.commit_distance = max(self.commit_distance, r.worst_commit)
             self.lowest_main = min(self.lowest_main, r.lowest_main)
             self._judge(context, r)
-            for emitted in r.emitted:
-                self._meet(origin, emitted)
         self.coverage += Coverage(certificates=1)
-        self._pending.pop((key, rip), None)
-        special = context.expect_df or context.no_stack
-        if not found and not special:
-            self._certified.setdefault(key, _Certified()).add(r.covers for r in results)
+        self._reach.certified(context, results, sound=not found)
 
     def _judge(self, context: Context, result: NativeResult) -> None:
         if self.open_because:
@@ -177,16 +128,6 @@ class Certifier:
             place, va = result.dependence
             what = BY_SLOT[place] if place < SLOTS else "memory that it does not own"
             self.open_because = f"the outcome from {context.name} depends on {what} at {self._target.symbolize(va)}"
-
-    def _meet(self, origin: Origin, met: NativeContext) -> None:
-        where = met.key, met.rip
-        certified = self._certified.get(met.key)
-        if where in self._pending or (certified is not None and certified.holds(self._index[met.rip])):
-            return
-        legs = (*origin.legs, (met.events, met.steps, 0))
-        name = f"after-{origin.name}"
-        context = from_key(self._target, name, dict(zip(KEY_SLOTS, met.key, strict=True)), met.rip)
-        self._pending[where] = (context, Origin(origin.name, legs))
 
 
 def certify(
@@ -199,7 +140,7 @@ def certify(
     present = tuple(v for v in vectors if EVENTS[v] in target.gates)
     certifier = Certifier(target, present, listener)
     interrupted = False
-    with Workers(target, workers or default_workers()) as pool:
+    with Workers(target, workers or default_workers(), certifier.key_values()) as pool:
         try:
             certifier.run(pool)
         except KeyboardInterrupt:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.pool import Pool
 from typing import Final, TypeVar
@@ -34,6 +34,7 @@ class _Here:
 
     target: Target | None = None
     engine: Engine | None = None
+    candidates: tuple[tuple[int, ...], ...] = ()
 
 
 _here = _Here()
@@ -50,6 +51,8 @@ def engine() -> Engine:
         if _here.target is None:
             raise RuntimeError("no target: engine() is for tasks of Workers")
         _here.engine = new_engine(_here.target)
+        if _here.candidates:
+            _here.engine.candidates(_here.candidates)
     return _here.engine
 
 
@@ -65,13 +68,15 @@ def _start() -> None:
 class Workers:
     """A pool for one target; a context manager. With ``count`` 1 all runs here."""
 
-    def __init__(self, target: Target, count: int) -> None:
+    def __init__(self, target: Target, count: int, candidates: Sequence[Sequence[int]] = ()) -> None:
+        """``candidates``: values of the key registers, see `Engine.candidates`."""
         self._target = target
+        self._candidates = tuple(tuple(some) for some in candidates)
         self._count = count
         self._pool: Pool | None = None
 
     def __enter__(self) -> Workers:
-        _here.target, _here.engine = self._target, None
+        _here.target, _here.engine, _here.candidates = self._target, None, self._candidates
         new_engine(self._target).close()  # compile once, and fail here if there is no compiler
         if self._count > 1:
             self._pool = multiprocessing.get_context("fork").Pool(self._count, _start)

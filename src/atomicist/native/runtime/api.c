@@ -18,6 +18,7 @@ EXPORT void atomicist_free(struct search *s)
 		free(m->pages);
 		free(m->regions);
 		free(m->log);
+		free(m->clean);
 		free(m->nodes);
 		free(m->node_hash);
 		free(m->findings);
@@ -30,7 +31,9 @@ EXPORT void atomicist_free(struct search *s)
 		free(s->out);
 		free(s->seen);
 		free(s->covers);
+		free(s->covers_rsp);
 		free(s->hashes);
+		free(s->cleans);
 		free(s);
 	}
 }
@@ -91,6 +94,7 @@ EXPORT struct search *atomicist_new(const struct image *im)
 	m->pages = malloc(im->npages * sizeof(*m->pages));
 	m->regions = malloc(im->nregions * sizeof(*m->regions) + 1);
 	m->log = malloc(m->caplog * sizeof(*m->log));
+	m->clean = calloc(im->npages, sizeof(*m->clean));
 	m->nodes = malloc(m->capnodes * sizeof(*m->nodes));
 	m->node_hash = calloc(m->hash_size, sizeof(u32));
 	m->findings = malloc(m->capfindings * sizeof(*m->findings));
@@ -99,10 +103,12 @@ EXPORT struct search *atomicist_new(const struct image *im)
 	s->out = malloc(s->capout * sizeof(*s->out));
 	s->seen = calloc(s->seen_size, sizeof(*s->seen));
 	s->covers = calloc(im->ninsns + 1, 1);
+	s->covers_rsp = calloc(MAX_STACK_WORDS, 1);
+	s->cleans = calloc((size_t)im->npages * (MAX_CHAIN + 1), sizeof(*s->cleans));
 	s->hashes = calloc(s->hashes_size, sizeof(*s->hashes));
-	if (!m->mem || !m->depended || !m->mnode || !m->mscope || !m->pages || !m->regions || !m->log || !m->nodes ||
+	if (!m->mem || !m->depended || !m->mnode || !m->mscope || !m->pages || !m->regions || !m->log || !m->clean || !m->nodes ||
 	    !m->node_hash || !m->findings || !s->memo || !s->committed || !s->out || !s->seen ||
-	    !s->covers || !s->hashes || !index_insns(m)) {
+	    !s->covers || !s->covers_rsp || !s->hashes || !s->cleans || !index_insns(m)) {
 		atomicist_free(s);
 		return NULL;
 	}
@@ -135,13 +141,14 @@ EXPORT int atomicist_certify(struct search *s, const u64 *regs, u32 vector, u32 
 
 /* All schedules of at most `budget` events, vectors in `offered`, first in `first`. */
 EXPORT int atomicist_enumerate(struct search *s, const u64 *regs, u32 budget, u32 offered, u32 first,
-			       u32 expect_df, u32 no_stack, u32 stop, const struct compiled *run)
+			       u32 expect_df, u32 no_stack, u32 stop, u64 limit, const struct compiled *run)
 {
 	fresh(s);
 	s->budget = budget;
 	s->offered = offered;
 	s->first = first;
 	s->stop = stop;
+	s->limit = limit;
 	s->m->code = run;
 	s->broken_slot = NSLOTS;
 	return enumerate(s, regs, expect_df, no_stack);
@@ -173,4 +180,21 @@ EXPORT const struct emitted *atomicist_emitted(const struct search *s)
 EXPORT const u8 *atomicist_covers(const struct search *s)
 {
 	return s->covers;
+}
+
+/* The values of key register `key` that `covers_key` is to answer for. */
+EXPORT void atomicist_candidates(struct search *s, u32 key, const u64 *values, u32 count)
+{
+	s->ncandidates[key] = count < MAX_CANDIDATES ? count : MAX_CANDIDATES;
+	memcpy(s->candidate[key], values, s->ncandidates[key] * sizeof(*values));
+}
+
+EXPORT const u8 *atomicist_covers_key(const struct search *s)
+{
+	return s->covers_key[0];
+}
+
+EXPORT const u8 *atomicist_covers_rsp(const struct search *s)
+{
+	return s->covers_rsp;
 }

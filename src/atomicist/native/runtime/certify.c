@@ -29,10 +29,10 @@ static bool is_key(u32 slot)
 	for (u32 i = 0; i < NKEY; i++)
 		if (key_slot[i] == slot)
 			return true;
-	return slot == REG_CR4 || slot == REG_TR_BASE || slot == REG_CPUNODE;
+	return slot == REG_RSP || slot == REG_CR4 || slot == REG_TR_BASE || slot == REG_CPUNODE;
 }
 
-/* May a result depend on what `loc` held?  RIP is answered by `covers`. */
+/* May a result depend on what `loc` held?  RIP and RSP are answered by `covers`. */
 static bool relevant(struct machine *m, u32 loc)
 {
 	if (loc < NSLOTS)
@@ -44,6 +44,8 @@ struct relevance {
 	struct search *s;
 	u64 where;
 	bool rip;
+	bool rsp;
+	u32 keys;		/* bit set of other key registers */
 };
 
 static void check_leaf(void *arg, u32 loc)
@@ -52,6 +54,11 @@ static void check_leaf(void *arg, u32 loc)
 
 	if (loc == REG_RIP)
 		r->rip = true;
+	if (loc == REG_RSP)
+		r->rsp = true;
+	for (u32 i = 0; i < NKEY; i++)
+		if (loc == key_slot[i] && loc != REG_RSP)
+			r->keys |= 1u << i;
 	if (!relevant(r->s->m, loc) && r->s->broken_slot == NSLOTS) {
 		r->s->broken_slot = loc;
 		r->s->broken_where = r->where;
@@ -139,7 +146,7 @@ static void inherit(struct search *s, struct memo *memo)
 		if (inherited(m, &memo->con[i]))
 			continue;
 		m->pc = memo->con[i].where;
-		require(m, substitute_now(m, memo->con[i].node, &val), memo->con[i].val);
+		constrain(m, memo->con[i].kind, substitute_now(m, memo->con[i].node, &val), memo->con[i].val);
 	}
 	m->pc = pc;
 	if (m->scope->parent)
@@ -241,7 +248,7 @@ static int try_event(struct search *s, u32 chain, u32 vector, u64 *count)
 		}
 		for (u32 i = 0; i < sc->ncon; i++) {
 			m->pc = sc->con[i].where;
-			require(m, to_parent(m, sc->con[i].node), sc->con[i].val);
+			constrain(m, sc->con[i].kind, to_parent(m, sc->con[i].node), sc->con[i].val);
 		}
 		remember(s, sc, chain, vector, mine);
 	}
@@ -349,22 +356,35 @@ static int explore(struct search *s, u32 chain, u64 *count)
 	return report(m, P_ENDLESS, m->pc, NSLOTS, m->im->max_steps, 0);
 }
 
-static void emit(struct search *s, u64 rsp)
+static void emit(struct search *s, bool handler)
 {
 	struct machine *m = s->m;
-	struct relevance rel = { .s = s, .where = m->r[REG_RIP] };
+	struct relevance stack = { .s = s, .where = m->r[REG_RIP] };
+	u32 source[NKEY], i;
 	struct emitted *e;
 	u64 h = m->r[REG_RIP];
-	u32 i;
 
+	m->pc = m->r[REG_RIP];
 	for (i = 0; i < NKEY; i++) {
-		leaves(m, leaf(m, key_slot[i]), check_leaf, &rel);
-		h = mix(h, key_slot[i] == REG_RSP ? rsp : m->r[key_slot[i]]);
+		u32 node = leaf(m, key_slot[i]);
+		const struct node *n = &m->nodes[node];
+
+		source[i] = NSLOTS;
+		if (key_slot[i] == REG_RSP) {
+			leaves(m, node, check_leaf, &stack);
+			require_address(m, node, m->r[REG_RSP]);
+		} else if (node && n->code == LEAF && is_key(n->a) && n->a != REG_RSP) {
+			source[i] = n->a;
+		} else {
+			require(m, node, m->r[key_slot[i]]);
+		}
+		h = mix(mix(h, m->r[key_slot[i]]), source[i]);
 	}
+	h = mix(h, stack.rsp);
 	/* the interrupted RIP may not decide where a later event hits */
-	if (rel.rip && s->broken_slot == NSLOTS) {
+	if ((stack.rip || stack.keys) && s->broken_slot == NSLOTS) {
 		s->broken_slot = REG_RIP;
-		s->broken_where = rel.where;
+		s->broken_where = stack.where;
 	}
 	h |= 1;
 	for (i = (u32)(h >> 32) & (s->seen_size - 1); s->seen[i]; i = (i + 1) & (s->seen_size - 1))
@@ -378,8 +398,11 @@ static void emit(struct search *s, u64 rsp)
 	s->nseen++;
 	e = &s->out[s->nout++];
 	for (i = 0; i < NKEY; i++)
-		e->r[i] = key_slot[i] == REG_RSP ? rsp : m->r[key_slot[i]];
+		e->r[i] = m->r[key_slot[i]];
 	e->rip = m->r[REG_RIP];
+	memcpy(e->source, source, sizeof(source));
+	e->relative = stack.rsp;
+	e->handler = handler;
 	e->nevents = m->nsched;
 	e->steps = m->steps;
 	memcpy(e->events, m->sched, sizeof(e->events));
@@ -426,14 +449,8 @@ static int follow(struct search *s, struct committed *c)
 		const struct insn *in = insn_at(m, m->r[REG_RIP]);
 
 		m->boundaries++;
-		emit(s, m->r[REG_RSP]);
+		emit(s, in && in->handler);
 		if (in && in->handler) {
-			struct region *reg = region_of(m, m->r[REG_RSP]);
-
-			/* deeper in the handler, on either alignment */
-			for (u32 k = 0; reg && k < NDEPTHS; k++)
-				if (m->r[REG_RSP] - depths[k] >= reg->bottom)
-					emit(s, m->r[REG_RSP] - depths[k]);
 			st = at_handler(m, in->handler - 1);
 		} else {
 			st = step(m);
@@ -447,21 +464,65 @@ static int follow(struct search *s, struct committed *c)
 	return report(m, P_ENDLESS, m->pc, NSLOTS, m->im->max_steps, 0);
 }
 
-/* For which instructions, in place of the interrupted one, does the result hold? */
-static void coverage(struct search *s, struct scope *root)
+/* Would the constraint hold, had the interrupted RSP been `rsp`? */
+static bool holds_at(struct machine *m, const struct constraint *c, u64 from, u64 rsp)
+{
+	struct region *main = main_stack(m);
+	u64 now = evaluate_with(m, c->node, REG_RSP, rsp), was = c->val;
+
+	if (c->kind == VALUE)
+		return now == was;
+	if (now == was)
+		return rsp == from;
+	return main && now - was == rsp - from && was >= main->bottom && was < main->top &&
+	       now >= main->bottom && now < main->top;
+}
+
+/*
+ * For which instructions in place of the interrupted one, for which RSPs on the same
+ * stack, and for which values of the key registers does the result hold?  They are
+ * answered apart; a constraint on more than one of them holds for what was explored and
+ * nothing else.
+ */
+static void coverage(struct search *s, struct scope *root, const u64 *regs)
 {
 	struct machine *m = s->m;
+	struct region *reg = region_of(m, regs[REG_RSP]), *main = main_stack(m);
+	u64 from = regs[REG_RSP];
+	u32 words = reg ? (u32)((reg->top - reg->bottom) / 8) : 0;
 
 	memset(s->covers, 1, m->im->ninsns);
+	memset(s->covers_rsp, 1, MAX_STACK_WORDS);
+	memset(s->covers_key, 1, sizeof(s->covers_key));
+	words = words < MAX_STACK_WORDS ? words : MAX_STACK_WORDS;
 	for (u32 i = 0; i < root->ncon; i++) {
-		struct relevance rel = { .s = s, .where = root->con[i].where };
+		const struct constraint *c = &root->con[i];
+		struct relevance rel = { .s = s, .where = c->where };
+		bool mixed;
 
-		leaves(m, root->con[i].node, check_leaf, &rel);
-		if (!rel.rip)
-			continue;
-		for (u32 k = 0; k < m->im->ninsns; k++)
-			if (evaluate_with(m, root->con[i].node, REG_RIP, m->im->insns[k].va) != root->con[i].val)
+		leaves(m, c->node, check_leaf, &rel);
+		mixed = rel.rip + rel.rsp + __builtin_popcount(rel.keys) > 1;
+		for (u32 k = 0; rel.rip && k < m->im->ninsns; k++)
+			if (mixed ? m->im->insns[k].va != regs[REG_RIP] :
+			    evaluate_with(m, c->node, REG_RIP, m->im->insns[k].va) != c->val)
 				s->covers[k] = 0;
+		for (u32 k = 0; rel.rsp && k < words; k++)
+			if (mixed ? reg->bottom + 8 * k != from : !holds_at(m, c, from, reg->bottom + 8 * k))
+				s->covers_rsp[k] = 0;
+		for (u32 j = 0; j < NKEY; j++)
+			for (u32 k = 0; rel.keys >> j & 1 && k < s->ncandidates[j]; k++)
+				if (mixed ? s->candidate[j][k] != regs[key_slot[j]] :
+				    evaluate_with(m, c->node, key_slot[j], s->candidate[j][k]) != c->val)
+					s->covers_key[j][k] = 0;
+	}
+	for (u32 k = 0; k < words; k++) {
+		u64 rsp = reg->bottom + 8 * k;
+
+		if (m->absolute && reg == main && rsp != from)
+			s->covers_rsp[k] = 0;
+		for (u32 n = 1; n < 32; n++)
+			if (m->refused_levels >> n & 1 && !no_room_for(m, m->no_stack ? 0 : rsp, n))
+				s->covers_rsp[k] = 0;
 	}
 }
 
@@ -490,6 +551,8 @@ int certify(struct search *s, const u64 *regs, u32 vector, u32 expect_df, u32 no
 	m->expect_df = expect_df;
 	m->no_stack = no_stack;
 	m->worst_commit = 0;
+	m->absolute = false;
+	m->refused_levels = 0;
 	m->next_scope = 2;
 	root->id = 1;
 	root->ncon = root->ncop = 0;
@@ -511,7 +574,7 @@ int certify(struct search *s, const u64 *regs, u32 vector, u32 expect_df, u32 no
 	}
 	if (st == GOES_ON && expect_df && s->ncommitted)
 		st = report(m, P_NO_DOUBLE_FAULT, regs[REG_RIP], NSLOTS, 0, 0);
-	coverage(s, root);
+	coverage(s, root, regs);
 	for (u32 i = 0; i < s->nmemo; i++) {
 		free(s->memo[i].con);
 		free(s->memo[i].cop);

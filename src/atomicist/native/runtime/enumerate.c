@@ -23,6 +23,18 @@ struct saved {
 	bool early;
 };
 
+/* A size that the compiler does not know: it would inline a slower copy than libc's. */
+static inline size_t hidden(size_t n)
+{
+	__asm__("" : "+r"(n));
+	return n;
+}
+
+static inline size_t file_bytes(void)
+{
+	return hidden(NSLOTS * sizeof(u64));
+}
+
 /*
  * Instances are written when an event is pushed, marked as they are handled or
  * abandoned, and emptied at a commit.  The first is saved only where the slot had
@@ -32,7 +44,8 @@ static void save(struct search *s, struct saved *v)
 {
 	struct machine *m = s->m;
 
-	memcpy(v->r, m->r, sizeof(v->r));
+	memcpy(v->r, m->r, file_bytes());
+	memcpy(s->cleans + s->ntries++ * m->im->npages, m->clean, m->im->npages * sizeof(*m->clean));
 	for (u32 i = 0; i < m->ninst; i++) {
 		v->handled[i] = (u8)m->inst[i].handled;
 		v->abandoned[i] = (u8)m->inst[i].abandoned;
@@ -46,7 +59,7 @@ static void save(struct search *s, struct saved *v)
 	v->ngone = s->ngone;
 	v->kept = s->kept;
 	if (m->ninst < s->kept)
-		v->slot = m->inst[m->ninst];
+		memcpy(&v->slot, &m->inst[m->ninst], hidden(sizeof(v->slot)));
 	else
 		s->kept = m->ninst + 1;
 }
@@ -73,15 +86,16 @@ static void restore(struct search *s, const struct saved *v)
 	while (s->ngone > v->ngone) {
 		const struct gone *g = &s->gone[--s->ngone];
 
-		memcpy(m->inst[g->index].x, g->x, sizeof(g->x));
+		memcpy(m->inst[g->index].x, g->x, file_bytes());
 	}
 	if (v->ninst < v->kept)
-		m->inst[v->ninst] = v->slot;
+		memcpy(&m->inst[v->ninst], &v->slot, hidden(sizeof(v->slot)));
 	s->kept = v->kept;
 	for (u32 i = m->ninst; i < v->ninst; i++)
 		lives |= m->inst[i].live_region != ~0u;
 	rollback(m, v->mark);
-	memcpy(m->r, v->r, sizeof(v->r));
+	memcpy(m->r, v->r, file_bytes());
+	memcpy(m->clean, s->cleans + --s->ntries * m->im->npages, m->im->npages * sizeof(*m->clean));
 	for (u32 i = 0; i < v->ninst; i++) {
 		m->inst[i].handled = v->handled[i];
 		m->inst[i].abandoned = v->abandoned[i];
@@ -172,9 +186,10 @@ static bool followed(struct search *s, struct region *reg, u32 left)
 	h |= 1;
 	for (i = (u32)h / 2 & (s->hashes_size - 1); s->hashes[i]; i = (i + 1) & (s->hashes_size - 1))
 		if (s->hashes[i] == h)
-			return true;
+			return s->hits++, true;
 	s->hashes[i] = h;
 	s->nhashes++;
+	s->misses++;
 	if (s->nhashes * 2ull > s->hashes_size && !grow(s))
 		m->overflow = __LINE__;
 	return false;
@@ -184,7 +199,11 @@ static void walk(struct search *s, u32 left, u32 masked);
 
 static bool enough(struct search *s)
 {
-	return s->m->overflow || (s->stop && s->m->nfindings >= s->stop);
+	struct machine *m = s->m;
+
+	if (s->limit && m->executed >= s->limit)
+		m->overflow = __LINE__;
+	return m->overflow || (s->stop && m->nfindings >= s->stop);
 }
 
 static void inject(struct search *s, u32 vector, u32 left, u32 masked)
@@ -208,16 +227,14 @@ static void empty(struct search *s, u32 index)
 	struct gone *g = &s->gone[s->ngone];
 
 	in->abandoned = 1;
-	if (!in->x[REG_RIP])
-		return;
 	if (s->ngone == MAX_GONE) {
 		s->m->overflow = __LINE__;
 		return;
 	}
 	g->index = index;
-	memcpy(g->x, in->x, sizeof(g->x));
+	memcpy(g->x, in->x, file_bytes());
 	s->ngone++;
-	memset(in->x, 0, sizeof(in->x));
+	memset(in->x, 0, file_bytes());
 }
 
 /* The states behind a commit, once each; false: nothing new there. */
@@ -246,6 +263,25 @@ static bool commit(struct search *s, u32 left, u32 *masked)
 			poison(m, m->regions[i].bottom, m->regions[i].top);
 	poison(m, reg->bottom, m->r[REG_RSP]);
 	return true;
+}
+
+/* step(), of the instruction `in`, by compiled code if there is any. */
+static int step_fast(struct machine *m, const struct insn *in)
+{
+	one_fn *one = m->code && in && !m->r[REG_SHADOW] ? m->code->one[in - m->im->insns] : NULL;
+	int st;
+
+	if (!one)
+		return step(m);
+	m->r[REG_RIP] = in->va + in->size;
+	st = one(m);
+	if (st == REFUSES) {
+		m->r[REG_RIP] = in->va;
+		return step(m);
+	}
+	m->steps++;
+	m->guest_insns++;
+	return st == RETURNS ? at_return(m) : st;
 }
 
 static void walk(struct search *s, u32 left, u32 masked)
@@ -287,7 +323,7 @@ static void walk(struct search *s, u32 left, u32 masked)
 			st = at_handler(m, vector);
 			masked &= ~(1u << vector);
 		} else {
-			st = step(m);
+			st = step_fast(m, in);
 		}
 	}
 	if (st == GOES_ON && !enough(s)) {
@@ -306,7 +342,8 @@ int enumerate(struct search *s, const u64 *regs, u32 expect_df, u32 no_stack)
 	m->nlog = 0;
 	m->expect_df = expect_df;
 	m->no_stack = no_stack;
-	s->nhashes = s->ngone = s->kept = 0;
+	s->nhashes = s->ngone = s->ntries = s->kept = 0;
+	memset(m->clean, 0, m->im->npages * sizeof(*m->clean));
 	memset(s->hashes, 0, s->hashes_size * sizeof(*s->hashes));
 	begin(m, regs);
 	for (u32 v = 0; v < NVEC && !enough(s); v++)

@@ -151,7 +151,7 @@ static int load(struct machine *m, const struct op *op)
 	int st;
 
 	if (m->shadow)
-		require(m, get_node(m, &op->in[0]), va);
+		require_address(m, get_node(m, &op->in[0]), va);
 	if (sub + size > 8) {
 		u64 hi, *q;
 		u32 hloc, part = 8 - sub;
@@ -225,7 +225,7 @@ static int store(struct machine *m, const struct op *op)
 	int st;
 
 	if (m->shadow) {
-		require(m, get_node(m, &op->in[0]), va);
+		require_address(m, get_node(m, &op->in[0]), va);
 		node = get_node(m, &op->in[1]);
 	}
 	if (size > 8)

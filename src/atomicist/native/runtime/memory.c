@@ -58,6 +58,10 @@ void log_word(struct machine *m, u32 loc)
 	if (m->shadow) {
 		u->node = m->mnode[loc - NSLOTS];
 		u->scope = m->mscope[loc - NSLOTS];
+	} else {
+		u16 *clean = &m->clean[(loc - NSLOTS) / WORDS], at = (u16)((loc - NSLOTS) % WORDS);
+
+		*clean = *clean < at ? *clean : at;
 	}
 }
 
@@ -70,12 +74,14 @@ void rollback(struct machine *m, u32 mark)
 		return;
 	m->nlog = mark;
 	if (!m->shadow) {
-		while (u-- > first)
+		while (u > first) {
+			u--;
 			mem[u->loc - NSLOTS] = u->old;
+		}
 		return;
 	}
-	while (u-- > first) {
-		u32 w = u->loc - NSLOTS;
+	while (u > first) {
+		u32 w = (--u)->loc - NSLOTS;
 
 		mem[w] = u->old;
 		m->mnode[w] = u->node;
@@ -91,6 +97,21 @@ static u64 poison_of(u64 va)
 /* Poison `n` words from word `w` on, which is at `va`; most are poisoned already. */
 static void poison_words(struct machine *m, u64 va, u32 w, u32 n)
 {
+	if (!m->shadow && m->nlog + n <= m->caplog) {
+		struct undo *u = m->log + m->nlog;
+
+		for (u32 i = 0; i < n; i++, w++, va += 8) {
+			u64 old = m->mem[w];
+
+			/* written in any case, counted if it differs: no branch to mispredict */
+			u->old = old;
+			u->loc = w + NSLOTS;
+			u += old != poison_of(va);
+			m->mem[w] = poison_of(va);
+		}
+		m->nlog = (u32)(u - m->log);
+		return;
+	}
 	for (u32 i = 0; i < n; i++, w++, va += 8) {
 		if (m->mem[w] == poison_of(va) && !(m->shadow && (m->mnode[w] || m->mscope[w] != m->scope->id)))
 			continue;
@@ -128,9 +149,16 @@ void poison(struct machine *m, u64 from, u64 to)
 		w = (u32)i * WORDS + (u32)(va & (PAGE - 1)) / 8;
 		n = (u32)(((next < to ? next : to) - va + 7) / 8);
 		if (!m->shadow) {
-			for (; n >= 8; n -= 8, w += 8, va += 64)
+			u32 known = m->clean[i], at = w % WORDS, end = at + n, skip = known > at ? known - at : 0;
+
+			skip = skip < n ? skip : n;
+			for (n -= skip, w += skip, va += 8 * skip; n >= 8; n -= 8, w += 8, va += 64)
 				if (!poisoned(&m->mem[w], va))
 					poison_words(m, va, w, 8);
+			poison_words(m, va, w, n);
+			if (known >= at)
+				m->clean[i] = (u16)(known > end ? known : end);
+			continue;
 		}
 		poison_words(m, va, w, n);
 	}

@@ -18,6 +18,7 @@
 #include "tables.h"
 
 typedef uint8_t u8;
+typedef uint16_t u16;
 typedef uint32_t u32;
 typedef uint64_t u64;
 typedef unsigned __int128 u128;
@@ -137,9 +138,19 @@ struct node {
 #define LEAF 0xffffu
 #define MAX_LEAVES 6
 
-/* "node has this value": part of the condition under which a run goes this way */
+/*
+ * Part of the condition under which a run goes this way.
+ *
+ * VALUE: the node has this value.  ADDRESS: the node is an address that was used, or an
+ * RSP that was met.  Inside a search both mean equality; but where an address is computed
+ * from an interrupted RSP on the main stack, another RSP that shifts it along by the same
+ * distance, and stays on that stack, gives the same run further up or down.
+ */
+enum constraint_kind { VALUE, ADDRESS };
+
 struct constraint {
 	u32 node;
+	u32 kind;
 	u32 nleaves;		/* places it reads, if no more than MAX_LEAVES */
 	u32 leaf[MAX_LEAVES];
 	u64 val;
@@ -211,11 +222,16 @@ struct machine;
 /*
  * The image as machine code (native/codegen.py), for searches without dependences.
  * `run` executes at most `fuel` instructions and says GOES_ON where it stopped, or
- * RETURNS behind an IRET or SYSRET, for at_return() to judge.  `deliver` says GOES_ON
- * or, with nothing changed, REFUSES.
+ * RETURNS behind an IRET or SYSRET, for at_return() to judge.  `one` has for each
+ * instruction, in the image's order, a function that executes it alone, or NULL: RIP
+ * is to point behind it, and is written by a branch only.  `one` and `deliver` say
+ * GOES_ON or, with nothing changed, REFUSES; `one` says RETURNS too.
  */
+typedef int one_fn(struct machine *m);
+
 struct compiled {
 	int (*run)(struct machine *m, u64 fuel);
+	one_fn *const *one;
 	int (*deliver)(struct machine *m, u32 index, u64 error);
 };
 
@@ -235,6 +251,7 @@ struct machine {
 	struct temp tmp[MAX_TEMPS];
 	struct undo *log;
 	u32 nlog, caplog;
+	u16 *clean;		/* by page: words from its start known to be poison (without shadow) */
 
 	bool shadow;		/* follow dependences */
 	bool early;		/* before the commit of the ongoing entry */
@@ -260,6 +277,8 @@ struct machine {
 	u32 *insn_hash;
 	u32 insn_mask;
 	u32 expect_df;		/* this context contradicts itself: only #DF is right */
+	u32 refused_levels;	/* bit n: n levels were refused for want of room */
+	bool absolute;		/* the main stack was used by a fixed address */
 	u32 no_stack;		/* the context's RSP is not a kernel stack's (gap) */
 	u32 overflow;		/* source line of a table that was too small, or 0 */
 
@@ -285,6 +304,8 @@ u32 leaf(struct machine *m, u32 loc);
 u32 mk_node(struct machine *m, u32 code, u32 size, u32 a, u64 va, u32 sa,
 	    u32 b, u64 vb, u32 sb, u64 val);
 void require(struct machine *m, u32 node, u64 val);
+void require_address(struct machine *m, u32 node, u64 va);
+void constrain(struct machine *m, u32 kind, u32 node, u64 val);
 void depend(struct machine *m, u32 node);
 u32 to_parent(struct machine *m, u32 node);
 u32 to_root(struct machine *m, u32 node);
@@ -309,6 +330,8 @@ int at_handler(struct machine *m, u32 vector);
 int at_return(struct machine *m);
 void begin(struct machine *m, const u64 *regs);
 void start_live(struct machine *m);
+bool no_room_for(struct machine *m, u64 rsp, u32 levels);
+struct region *main_stack(struct machine *m);
 int fault(struct machine *m, u32 number, u64 error, u64 address);
 u64 pack_flags(const u64 *r);
 

@@ -50,7 +50,7 @@ static bool user(const u64 *r)
 	return r[REG_CS] & 3;
 }
 
-static struct region *main_stack(struct machine *m)
+struct region *main_stack(struct machine *m)
 {
 	for (u32 i = 0; i < m->im->nregions; i++)
 		if (m->regions[i].kind == MAIN_STACK)
@@ -58,12 +58,19 @@ static struct region *main_stack(struct machine *m)
 	return NULL;
 }
 
-/* Would the levels under way leave a handler less room than it may count on? */
+/* Do so many levels below `rsp` leave a handler less room than it may count on? */
+bool no_room_for(struct machine *m, u64 rsp, u32 levels)
+{
+	struct region *main = main_stack(m);
+	u64 base = rsp >= main->bottom && rsp < main->top ? rsp & ~15ull : main->top;
+
+	return base - (u64)levels * m->im->slot_bytes < main->bottom + m->im->reserve;
+}
+
 static bool no_room(struct machine *m)
 {
 	struct region *main = main_stack(m), *reg;
 	u32 j = m->ninst - 1, levels;
-	u64 base;
 
 	if (!main)
 		return false;
@@ -73,11 +80,8 @@ static bool no_room(struct machine *m)
 			break;
 	}
 	levels = m->ninst - j;
-	base = main->top;
-	reg = region_of(m, m->inst[j].x[REG_RSP]);
-	if (reg == main && !user(m->inst[j].x) && !m->no_stack)
-		base = m->inst[j].x[REG_RSP] & ~15ull;
-	return base - (u64)levels * m->im->slot_bytes < main->bottom + m->im->reserve;
+	m->refused_levels |= 1u << levels;
+	return no_room_for(m, user(m->inst[j].x) || m->no_stack ? 0 : m->inst[j].x[REG_RSP], levels);
 }
 
 int fault(struct machine *m, u32 number, u64 why, u64 address)
@@ -240,6 +244,18 @@ static int check_environment(struct machine *m)
 		if (found != (expected[i] & (slots[i] == REG_CR3 ? CR3_COMPARED : ~0ull)))
 			return report(m, P_ENVIRONMENT, m->pc, slots[i], expected[i], m->r[slots[i]]);
 	}
+	if (m->shadow) {
+		u64 rsp = m->r[REG_RSP];
+		u32 node = leaf(m, REG_RSP);
+
+		require_address(m, node, rsp);
+		require(m, mk_node(m, CODE_INT_AND, 8, node, 0, 8, 0, 15, 8, rsp & 15), rsp & 15);
+		if (reg && reg->kind == MAIN_STACK) {
+			u64 limit = reg->bottom + m->im->reserve - 32;
+
+			require(m, mk_node(m, CODE_INT_LESS, 1, node, 0, 8, 0, limit, 8, rsp < limit), rsp < limit);
+		}
+	}
 	if ((m->r[REG_RSP] & 15) != 8)
 		return report(m, P_ENVIRONMENT, m->pc, REG_RSP, 8, m->r[REG_RSP] & 15);
 	if (!reg)
@@ -280,8 +296,10 @@ static int adversary(struct machine *m, u32 vector)
 		set_const(m, REG_MCG_STATUS, 0);
 	if (!read_word(m, m->r[REG_RSP], &back))
 		return report(m, P_NO_CODE, m->r[REG_RSP], REG_RSP, 0, m->r[REG_RSP]);
-	if (m->shadow)
+	if (m->shadow) {
+		require_address(m, leaf(m, REG_RSP), m->r[REG_RSP]);
 		require(m, word_node(m, m->r[REG_RSP]), back);
+	}
 	m->r[REG_RSP] += 8;
 	if (m->shadow) {
 		m->rnode[REG_RSP] = mk_node(m, CODE_INT_ADD, 8, leaf(m, REG_RSP), 0, 8, 0, 8, 8, m->r[REG_RSP]);

@@ -7,6 +7,8 @@
 
 #define MAX_MEMO 8192
 #define MAX_COMMITTED 256
+#define MAX_STACK_WORDS 4096
+#define MAX_CANDIDATES 32
 #define MAX_LIVE (MAX_CHAIN * 32)
 
 /* A finished scope: its course's constraints, its result's ingredients. */
@@ -37,7 +39,10 @@ struct committed {
 /* A context met after a commit, to be certified in its turn. */
 struct emitted {
 	u64 r[NKEY];
+	u32 source[NKEY];	/* slot of the first context that it comes from, or NSLOTS */
 	u64 rip;
+	u32 relative;		/* its RSP moves with the interrupted one */
+	u32 handler;		/* inside a handler: RSP may be any lower */
 	u32 nevents;
 	u32 steps;
 	struct event events[MAX_CHAIN];
@@ -49,7 +54,7 @@ struct gone {
 	u64 x[NSLOTS];
 };
 
-#define MAX_GONE 256
+#define MAX_GONE MAX_CHAIN
 
 struct search {
 	struct machine *m;
@@ -61,7 +66,11 @@ struct search {
 	u32 nout, capout;
 	u64 *seen;
 	u32 seen_size, nseen;
-	u8 *covers;
+	u8 *covers;		/* by instruction: RIPs for which the result holds */
+	u64 candidate[NKEY][MAX_CANDIDATES];
+	u32 ncandidates[NKEY];
+	u8 covers_key[NKEY][MAX_CANDIDATES];	/* values of key registers that do as well */
+	u8 *covers_rsp;		/* by word of the region that holds RSP */
 	u32 broken_slot;	/* NSLOTS: the result rests on no value it may not */
 	u64 broken_where;
 	u64 hits, misses;
@@ -73,8 +82,10 @@ struct search {
 	u64 *hashes;		/* committed states already followed */
 	u32 hashes_size, nhashes;
 	u32 stop;		/* findings after which to stop */
+	u64 limit;		/* schedules after which to stop, unfinished; 0: none */
 	u32 kept;		/* instances that belong to an event being tried */
-	u32 ngone;
+	u32 ngone, ntries;
+	u16 *cleans;		/* machine.clean, by event being tried */
 	struct gone gone[MAX_GONE];
 };
 

@@ -201,7 +201,22 @@ u32 mk_node(struct machine *m, u32 code, u32 size, u32 a, u64 va, u32 sa,
 /* The course of the run depends on `node` having the value `val`. */
 void require(struct machine *m, u32 node, u64 val)
 {
+	constrain(m, VALUE, node, val);
+}
+
+/* `va` was used as an address, or met as a stack pointer. */
+void require_address(struct machine *m, u32 node, u64 va)
+{
+	constrain(m, ADDRESS, node, va);
+}
+
+void constrain(struct machine *m, u32 kind, u32 node, u64 val)
+{
 	struct scope *s = m->scope;
+	struct region *main = kind == ADDRESS && !node ? main_stack(m) : NULL;
+
+	if (main && val >= main->bottom && val < main->top)
+		m->absolute = true;
 
 	while (node) {
 		const struct node *n = &m->nodes[node];
@@ -225,13 +240,13 @@ void require(struct machine *m, u32 node, u64 val)
 	if (!node)
 		return;
 	for (u32 i = 0; i < s->ncon; i++)
-		if (s->con[i].node == node && s->con[i].val == val)
+		if (s->con[i].node == node && s->con[i].val == val && s->con[i].kind == kind)
 			return;
 	if (s->ncon == MAX_CONSTRAINTS) {
 		m->overflow = __LINE__;
 		return;
 	}
-	s->con[s->ncon++] = (struct constraint){ .node = node, .val = val, .where = m->pc };
+	s->con[s->ncon++] = (struct constraint){ .kind = kind, .node = node, .val = val, .where = m->pc };
 }
 
 static void copy_leaf(void *arg, u32 loc)
