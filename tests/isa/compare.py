@@ -94,7 +94,7 @@ def difference(p: Prepared, state: State, ours: Result, theirs: Result) -> str:
         if name in theirs.registers and name not in open_ and theirs.registers[name] != value:
             words.append(f"{name} {state.registers.get(name, p.va):#x} -> {value:#x} ours, "
                          f"{theirs.registers[name]:#x} theirs")  # fmt: skip
-    if ours.arena != theirs.arena:
+    if ours.arena != theirs.arena and "memory" not in open_:
         at = next(i for i, (a, b) in enumerate(zip(ours.arena, theirs.arena, strict=True)) if a != b)
         mine, other = ours.arena[at : at + 8].hex(), theirs.arena[at : at + 8].hex()
         words.append(f"memory at arena+{at:#x}: {mine} ours, {other} theirs")

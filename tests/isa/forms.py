@@ -90,7 +90,10 @@ def _shift(mnemonic: str) -> list[str]:
 
 def _double_shift(mnemonic: str) -> list[str]:
     return [
-        f"{mnemonic} {pair}, {count}" for size in WIDE for pair in _pairs(size)[:3] for count in ("1", "9", "cl")
+        f"{mnemonic} {operands}, {count}"
+        for size in WIDE
+        for operands in (*_pairs(size)[:3], f"{_memory(size)[1]}, {OTHERS[size][2]}")
+        for count in ("1", "9", "cl")
     ]
 
 
@@ -244,7 +247,7 @@ REFUSED = (
     "lzcnt eax, eax", "xadd dword ptr [rbx], ebx", "lock xadd qword ptr [rbx], rax", "cmpxchg ebx, ecx",
     "lock cmpxchg qword ptr [rbx], rcx", "cmpxchg16b xmmword ptr [rbx]", "rcl rax, 3", "rcr rax, 1", "div rcx",
     "idiv ecx", "mov ds, ax", "mov fs, eax", "pop fs", "pop gs", "lss eax, [rbx]", "retf", "retfq", "int 0x80",
-    "syscall", "sysenter", "sysretl", "iretd", "int3", "in al, dx", "rep outsb", "cpuid", "rdtsc", "rdpmc",
+    "syscall", "sysenter", ".byte 0x0f, 0x07", "iretd", "int3", "in al, dx", "rep outsb", "cpuid", "rdtsc", "rdpmc",
     "xgetbv", "wbinvd", "invd", "invlpg [rax]", "lgdt [rax]", "lidt [rax]", "ltr ax", "lldt ax", "str eax",
     "sldt eax", "sgdt [rax]", "smsw eax", "lmsw ax", "mov rax, cr8", "mov cr8, rax", "mov rax, dr0", "mov dr3, rax",
     "mov rax, [ecx]", "lea rax, [esp+r12d+8]", "addr32 rep movsb", "addr32 loop .+4", ".byte 0x66, 0x66, 0x01, 0xd8",

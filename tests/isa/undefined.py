@@ -86,7 +86,7 @@ RULES: Final = (
 
 
 def undefined(p: Prepared, state: State) -> frozenset[str]:
-    """What the instruction leaves undefined in ``state``."""
+    """What the instruction leaves undefined in ``state``: registers, flags, "memory"."""
     stem = p.insn.mnemonic.split()[-1]
     found: set[str] = set()
     for rule in RULES:
@@ -94,6 +94,7 @@ def undefined(p: Prepared, state: State) -> frozenset[str]:
             found |= rule.names
     if "result" in found:
         found.discard("result")
-        found |= {FAMILY[p.insn.reg_name(p.insn.operands[0].reg)]}
+        target = p.insn.operands[0]
+        found.add(FAMILY[p.insn.reg_name(target.reg)] if target.type == x86.X86_OP_REG else "memory")
     return frozenset(found)
 

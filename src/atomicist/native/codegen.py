@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""IR -> C for whole images: the enumeration's fast path.
+"""IR -> C for whole images: the fast path of enumeration.
 
 The C has two functions.  `run` executes from RIP on, trace by trace, until it
 meets something that is the walker's business, and leaves the machine exactly as
@@ -19,12 +19,12 @@ from atomicist.isa.registers import SLOTS
 from atomicist.machine.memory import PAGE, Page, PageFlag
 from atomicist.machine.target import Target
 from atomicist.native.build import runtime_sources, shared_object
-from atomicist.native.flow import FlowGraph
+from atomicist.native.flow import FlowGraph, compilable
 from atomicist.native.tables import render
-from atomicist.native.trace import Trace, compilable
+from atomicist.native.trace import Trace
 
 _GOLDEN: Final = 0x9E37_79B9_7F4A_7C15
-_FLAGS: Final = ("-O1", "-Wno-unused-variable", "-Wno-unused-but-set-variable", "-Wno-unused-label")
+FLAGS: Final = ("-O1", "-Wno-unused-variable", "-Wno-unused-but-set-variable", "-Wno-unused-label")
 """-O1: -O2 takes twice as long to compile and gives nothing measurable."""
 _HEADERS: Final = ("model.h", "compiled.h")
 _EVERY: Final = frozenset(range(SLOTS))
@@ -138,7 +138,7 @@ def compiled(
     Compiled once per content. Raises `native.build.BuildError`."""
     sources = {name: text for name, text in runtime_sources().items() if name in _HEADERS}
     sources |= {"tables.h": render(properties, events, error_token), "code.c": source(target, events)}
-    library = c.CDLL(str(shared_object(sources, ("code.c",), _FLAGS)))
+    library = c.CDLL(str(shared_object(sources, ("code.c",), FLAGS)))
     return Compiled(library, c.c_void_p(c.addressof(c.c_char.in_dll(library, "atomicist_code"))))
 
 

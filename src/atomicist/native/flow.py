@@ -9,15 +9,18 @@ without code), at an indirect branch, a return from an event, an instruction lef
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from atomicist.isa.ir import Code, Insn, Note, Op, Space, Var
 from atomicist.isa.registers import REGISTERS, SLOT, SLOTS
 from atomicist.machine.target import Place, Target
-from atomicist.native.trace import compilable
+from atomicist.native import expressions
+from atomicist.native.group import KINDS
 
 ALL: Final = (1 << SLOTS) - 1
+_RIP: Final = REGISTERS["RIP"].slot
+_SHADOW: Final = REGISTERS["SHADOW"].slot
 _NATURAL: Final = tuple(r.size for r in REGISTERS.values())
 _LEAVES: Final = (Code.BRANCH, Code.BRANCHIND)
 
@@ -77,6 +80,26 @@ class FlowGraph:
         reached = {insn.next for insn in self.insns.values() if falls_through(insn)}
         found |= self.insns.keys() - reached
         return found & self.insns.keys()
+
+
+def compilable(ops: Iterable[Op], *, delivery: bool = False) -> bool:
+    """Whether a trace can express ``ops``; if not, they are left to `step()`."""
+    return all(_expressible(op, delivery) for op in ops)
+
+
+def _expressible(op: Op, delivery: bool) -> bool:
+    slots = [v.off // SLOT for v in op.ins if v.space is Space.REG]
+    if _RIP in slots and not delivery:
+        return False
+    if op.out is not None and op.out.space is Space.REG and op.out.off // SLOT == _SHADOW:
+        return False
+    if op.code is Code.LOAD:
+        return op.out is not None and op.out.size in KINDS
+    if op.code is Code.STORE:
+        return op.ins[1].size in KINDS
+    if op.code is Code.UNKNOWN:
+        return op.ins[0].space is not Space.CONST
+    return expressions.known(op)
 
 
 def observed(ops: tuple[Op, ...]) -> bool:

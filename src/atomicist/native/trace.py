@@ -14,46 +14,20 @@ check may be stricter than the accesses that are then made, never laxer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 from atomicist.isa.ir import Access, Code, Insn, Note, Op, Space, Var
 from atomicist.isa.registers import REGISTERS, SLOT
 from atomicist.native import expressions
 from atomicist.native.expressions import Value, literal, mask
+from atomicist.native.group import KINDS, Group
 
-_RIP: Final = REGISTERS["RIP"].slot
-_SHADOW: Final = REGISTERS["SHADOW"].slot
 _GSBASE: Final = REGISTERS["GSBASE"].slot
 _NATURAL: Final = tuple(r.size for r in REGISTERS.values())
 _RETURNS: Final = (Note.IRET, Note.SYSRET)
 _JUMPS: Final = (Code.JUMP, Code.CJUMP)
-_KINDS: Final = {1: "u8", 2: "u16u", 4: "u32u", 8: "u64u"}
-"""C types of an access by its size; they need no alignment."""
-
-GROUP_SPAN: Final = 1024
-"""Bytes between the first and the last access that are checked together."""
-
-
-def compilable(ops: Iterable[Op], *, delivery: bool = False) -> bool:
-    """Whether a trace can express ``ops``; if not, they are left to `step()`."""
-    return all(_expressible(op, delivery) for op in ops)
-
-
-def _expressible(op: Op, delivery: bool) -> bool:
-    slots = [v.off // SLOT for v in op.ins if v.space is Space.REG]
-    if _RIP in slots and not delivery:
-        return False
-    if op.out is not None and op.out.space is Space.REG and op.out.off // SLOT == _SHADOW:
-        return False
-    if op.code is Code.LOAD:
-        return op.out is not None and op.out.size in _KINDS
-    if op.code is Code.STORE:
-        return op.ins[1].size in _KINDS
-    if op.code is Code.UNKNOWN:
-        return op.ins[0].space is not Space.CONST
-    return expressions.known(op)
 
 
 def _result(op: Op) -> Var:
@@ -69,57 +43,6 @@ class _Line:
     name: str
     text: Callable[[], str] | str
     uses: tuple[str, ...]
-
-
-@dataclass(slots=True)
-class _Group:
-    """Accesses relative to ``base`` that are checked together; offsets in bytes."""
-
-    number: int
-    base: str
-    reads: list[tuple[int, int]] = field(default_factory=list)
-    writes: list[tuple[int, int]] = field(default_factory=list)
-    aligned: int | None = None
-
-    @property
-    def low(self) -> int:
-        return min(lo for lo, _ in self.reads + self.writes)
-
-    def fits(self, low: int, high: int) -> bool:
-        """Whether [``low``, ``high``) may join without making the check too strict."""
-        spans = [(low, high), *self.reads, *self.writes]
-        return max(hi for _, hi in spans) - min(lo for lo, _ in spans) <= GROUP_SPAN
-
-    def store(self, low: int, size: int, value: str) -> str:
-        """The C that writes ``value`` to ``base`` + ``low``, logged by words."""
-        n, at = self.number, low - self.low
-        if self.aligned is None:
-            log = f"LOG_BYTES(w{n}, o{n} % 8 + {at}, {size});"
-        else:
-            first = (self.low - self.aligned) % SLOT + at
-            words = range(first // SLOT, (first + size - 1) // SLOT + 1)
-            log = " ".join(f"LOG(w{n} + {word});" for word in words)
-        return f"{log} *({_KINDS[size]} *)(q{n} + {at}) = ({_KINDS[size]}){value};"
-
-    def check(self) -> str:
-        """The C that refuses the trace, or defines where the bytes are."""
-        n, low = self.number, self.low
-        tests, written = [], ""
-        if self.reads:
-            tests.append(f"o{n} + {max(hi for _, hi in self.reads) - low} > P[i{n}].rlimit[root]")
-        if self.writes:
-            tests.append(f"o{n} + {max(hi for _, hi in self.writes) - low} > P[i{n}].wlimit[root]")
-            tests.append(f"(early && !(P[i{n}].flags & SCRATCH))")
-            written = f"\n\tWRITTEN(i{n}, (o{n} + {min(lo for lo, _ in self.writes) - low}) / 8);"
-        if self.aligned is not None:
-            tests.append(f"((o{n} + {(self.aligned - low) % SLOT}) & 7)")
-        return (
-            f"const u64 a{n} = {self.base} + {literal(low)};\n"
-            f"\tconst u32 o{n} = (u32)a{n} & (PAGE - 1), i{n} = page_at(a{n});\n"
-            f"\tREFUSE_IF((a{n} ^ o{n}) != P[i{n}].base || {' || '.join(tests)});\n"
-            f"\tu8 *const q{n} = M + i{n} * PAGE + o{n};\n"
-            f"\tconst u32 w{n} = NSLOTS + i{n} * WORDS + o{n} / 8;{written}"
-        )
 
 
 class Trace:
@@ -139,7 +62,7 @@ class Trace:
         self._regs: dict[int, Value] = {}
         self._written: set[int] = set()
         self._temps: dict[int, Value] = {}
-        self._groups: list[_Group] = []
+        self._groups: list[Group] = []
         self._foreign: set[str] = set()
         self._count = 0
         self._names = 0
@@ -324,7 +247,7 @@ class Trace:
         self.operations(ops[:-1], 0)
         self._write_back(self._live(None))
 
-    def _group(self, address: Value, size: int, access: int, *, write: bool) -> tuple[_Group, int]:
+    def _group(self, address: Value, size: int, access: int, *, write: bool) -> tuple[Group, int]:
         if access == Access.GS:
             base = self._register(_GSBASE).text
             if base not in self._foreign:
@@ -339,7 +262,7 @@ class Trace:
         group = None if self._forked else next(found, None)
         if group is None:
             self._names += 1
-            group = _Group(self._names, origin)
+            group = Group(self._names, origin)
             if not self._forked:
                 self._groups.append(group)
             self._line("", group.check, () if origin == "0" else (origin,))
@@ -350,7 +273,7 @@ class Trace:
 
     def _load(self, address: Value, size: int, access: int) -> Value:
         group, low = self._group(address, size, access, write=False)
-        name, kind = self._fresh("x"), _KINDS[size]
+        name, kind = self._fresh("x"), KINDS[size]
         pointer = f"*(const {kind} *)(q{group.number}"
         self._line(name, lambda: f"const u64 {name} = {pointer} + {low - group.low});", ())
         return Value(name, size)

@@ -136,9 +136,11 @@ class Reach:
         return Group(tuple(r[s] for s in _KEY), place[0]), place[1]
 
     def key_values(self, start: Sequence[Context]) -> list[list[int]]:
-        """For each register of `KEY_SLOTS`, all values that start contexts have."""
-        slots = [REGISTERS[name].slot for name in KEY_SLOTS]
-        return [sorted({c.registers[s] for c in start}) if s != _RSP else [] for s in slots]
+        """For each register of `KEY_SLOTS`, all values that start contexts have; a value
+        of GSBASE may move to KERNEL_GSBASE and back."""
+        values = {n: {c.registers[REGISTERS[n].slot] for c in start} for n in KEY_SLOTS}
+        values["GSBASE"] = values["KERNEL_GSBASE"] = values["GSBASE"] | values["KERNEL_GSBASE"]
+        return [sorted(values[n]) if n != "RSP" else [] for n in KEY_SLOTS]
 
     def begin(self, context: Context) -> bool:
         """Add a start context. False if it is of a kind that is certified alone."""

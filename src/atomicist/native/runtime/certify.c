@@ -367,16 +367,17 @@ static void emit(struct search *s, bool handler)
 	m->pc = m->r[REG_RIP];
 	for (i = 0; i < NKEY; i++) {
 		u32 node = leaf(m, key_slot[i]);
-		const struct node *n = &m->nodes[node];
 
 		source[i] = NSLOTS;
 		if (key_slot[i] == REG_RSP) {
 			leaves(m, node, check_leaf, &stack);
 			require_address(m, node, m->r[REG_RSP]);
-		} else if (node && n->code == LEAF && is_key(n->a) && n->a != REG_RSP) {
-			source[i] = n->a;
 		} else {
-			require(m, node, m->r[key_slot[i]]);
+			for (u32 k = 0; k < NKEY; k++)
+				if (key_slot[k] != REG_RSP && is_origin(m, node, key_slot[k]))
+					source[i] = key_slot[k];
+			if (source[i] == NSLOTS)
+				require(m, node, m->r[key_slot[i]]);
 		}
 		h = mix(mix(h, m->r[key_slot[i]]), source[i]);
 	}
