@@ -34,7 +34,7 @@ double native_loop(const uint8_t *text, uint64_t text_size, uint64_t start, uint
 	{
 		void *back;
 
-		__asm__("leaq 1f(%%rip), %0" : "=r"(back));
+		__asm__("leaq .Lnative_back(%%rip), %0" : "=r"(back));
 		memcpy(code + label + 2, &back, 8);
 	}
 	memcpy(code + label + 10, "\x41\xff\xe3", 3);
@@ -50,7 +50,7 @@ double native_loop(const uint8_t *text, uint64_t text_size, uint64_t start, uint
 			"movq %%rsp, %[save]\n\t"
 			"movq %[sp], %%rsp\n\t"
 			"jmp *%[entry]\n"
-			"1:\tmovq %[save], %%rsp\n\t"
+			".Lnative_back:\n\tmovq %[save], %%rsp\n\t"
 			"popq %%rbx\n\tpopq %%rbp\n\t"
 			: [save] "+m"(saved_rsp)
 			: [sp] "r"(sp), [entry] "r"(entry)

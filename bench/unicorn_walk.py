@@ -11,7 +11,7 @@ import ctypes as c
 import struct
 import time
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import unicorn
 from unicorn import x86_const as ux
@@ -31,10 +31,9 @@ FLAGS: Final = 0x202
 
 @dataclass(frozen=True)
 class Walk:
-    """Schedules run, instructions in them, and the seconds that took."""
+    """Schedules run, and the seconds that took."""
 
     schedules: int
-    insns: int
     seconds: float
 
 
@@ -81,10 +80,10 @@ class Machine:
         return int(self.uc.reg_read(ux.UC_X86_REG_RIP))
 
 
-def walk(target: Target, context: Context, first: str, vectors: tuple[str, ...], lengths: dict[str, int]) -> Walk:
+def walk(target: Target, context: Context, first: str, vectors: tuple[str, ...]) -> Walk:
     """``first``, then at each boundary before its commit each of ``vectors``, to the commit that follows.
 
-    ``lengths`` is for nothing but the count of instructions. RuntimeError if Unicorn goes elsewhere."""
+    RuntimeError if Unicorn goes elsewhere."""
     machine = Machine(target)
     tops = {name: target.named_region(f"{name.lower()}_stack").top for name in EVENTS}
     main = target.main_stack()
@@ -96,6 +95,7 @@ def walk(target: Target, context: Context, first: str, vectors: tuple[str, ...],
     spots = [(main.top - 1024, 1024), *((tops[v] - 512, 512) for v in vectors)]
     before = [bytes(machine.uc.mem_read(at, size)) for at, size in spots]
     saved = machine.uc.context_save()
+    forever = (c.c_uint64(0), c.c_uint64(0), c.c_size_t(0))
     schedules = 0
     started = time.process_time()
     while (rip := machine.rip()) not in machine.commits:
@@ -103,7 +103,7 @@ def walk(target: Target, context: Context, first: str, vectors: tuple[str, ...],
         for i, vector in enumerate(vectors):
             gate = target.gates[vector]
             machine.deliver(gate, tops[vector])
-            error = lib.uc_emu_start(handle, c.c_uint64(gate.offset), c.c_uint64(0), c.c_uint64(0), c.c_size_t(0))
+            error = lib.uc_emu_start(handle, c.c_uint64(gate.offset), *forever)
             if error or machine.rip() not in machine.commits:
                 raise RuntimeError(f"Unicorn stopped at {machine.rip():#x}, error {error}")
             schedules += 1
@@ -114,9 +114,4 @@ def walk(target: Target, context: Context, first: str, vectors: tuple[str, ...],
         lib.uc_emu_start(handle, c.c_uint64(rip), c.c_uint64(0), c.c_uint64(0), c.c_size_t(1))
         before[0] = bytes(machine.uc.mem_read(*spots[0]))
     seconds = time.process_time() - started
-    return Walk(schedules, lengths.get(first, 0), seconds)
-
-
-def versions() -> dict[str, Any]:
-    """What was compared with."""
-    return {"unicorn": unicorn.__version__}
+    return Walk(schedules, seconds)

@@ -8,7 +8,8 @@ which a finding is explained and drawn.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -94,17 +95,30 @@ def find_context(target: Target, name: str) -> Context:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """An injection as the native model notes it: ``steps`` instructions after the event
+    before, with ``depth`` more bytes of the handler's stack in use."""
+
+    vector: str
+    steps: int
+    depth: int = 0
+
+
 class _Run:
-    def __init__(self, target: Target, context: Context, schedule: Schedule) -> None:
+    def __init__(self, target: Target, context: Context, schedule: Schedule, timed: Sequence[Timed] = ()) -> None:
         self.machine = Machine(target)
         self.machine.registers[:] = context.registers
         self.machine.watch = self._store
         self.observer = Observer(self.machine, expect_df=context.expect_df, no_stack=context.no_stack)
         self.replay = Replay(target, context, schedule, Verdict("", "", None, None, 0, ""))
         self._todo = list(schedule.injections)
-        self._seen = 0
+        self._timed = list(timed)
+        self._steps = 0
+        self._passed: Counter[int] = Counter()
         self._by = "insn"
         self._watching = True
+        self._resume_at = (0, 0)
 
     def run(self) -> Replay:
         try:
@@ -134,24 +148,43 @@ class _Run:
     def _loop(self) -> None:
         for _ in range(MAX_STEPS):
             self._commit()
-            if self._due():
-                self._inject(self._todo.pop(0))
+            self._passed[self.machine["RIP"]] += 1
+            injection = self._due()
+            if injection is not None:
+                self._inject(injection)
                 continue
             if not self.observer.instances:
                 raise ScheduleError("the schedule's first event never arrives: it must have no place, or RIP's")
             self._step()
+            self._steps += 1
         raise Violation("ENDLESS", f"more than {MAX_STEPS} steps")
 
-    def _due(self) -> bool:
-        if not self._todo:
-            return False
-        wanted = self._todo[0]
-        if wanted.rip is None:
-            return True
-        if self.machine["RIP"] != wanted.rip:
-            return False
-        self._seen += 1
-        return self._seen == wanted.nth
+    def _due(self) -> Injection | None:
+        """The injection that is to happen now, if one is."""
+        rip = self.machine["RIP"]
+        if self._todo:
+            wanted = self._todo[0]
+            if wanted.rip is None or (rip == wanted.rip and self._passed[rip] == wanted.nth):
+                return self._todo.pop(0)
+        elif self._timed and self._timed[0].steps == self._steps:
+            timed = self._timed[0]
+            where = rip if self.observer.instances else None
+            injection = Injection(timed.vector, where, self._passed[rip], timed.depth)
+            if self.observer.gate_open(timed.vector):
+                self._timed.pop(0)
+            elif timed.vector == "NMI" and self.observer.gate_open("DB"):
+                # the native model lets some other event's IRET unblock NMIs first: a #DB
+                injection = Injection("DB", where, self._passed[rip], timed.depth)
+                self._timed[0] = Timed("NMI", -1, 0)
+                self._resume_at = (rip, len(self.observer.instances))
+            self.replay.schedule = Schedule(
+                self.replay.schedule.context, (*self.replay.schedule.injections, injection)
+            )
+            return injection
+        elif self._timed and self._timed[0].steps < 0 and self._resume_at == (rip, len(self.observer.instances)):
+            self._timed[0] = Timed(self._timed[0].vector, self._steps)
+            return self._due()
+        return None
 
     def _log(self, kind: str, text: str) -> None:
         steps = self.replay.steps
@@ -175,7 +208,8 @@ class _Run:
         instance.frame = self.machine["RSP"]
         words = 6 if VECTORS[vector].has_error_code else 5
         self.replay.frames.append((vector, instance.frame, words * WORD))
-        self._seen = 0
+        self._steps = 0
+        self._passed.clear()
 
     def _where(self) -> str:
         return self.replay.target.symbolize(self.machine["RIP"])
@@ -250,3 +284,9 @@ def replay(target: Target, schedule: Schedule) -> Replay:
     Raises `ScheduleError` if its context does not exist or an event cannot be
     delivered where it says."""
     return _Run(target, find_context(target, schedule.context), schedule).run()
+
+
+def replay_timed(target: Target, context: Context, timed: Sequence[Timed]) -> Replay:
+    """Run injections that are given by instruction counts; the replay's schedule says by
+    places what happened. Raises `ScheduleError` if an event cannot be delivered."""
+    return _Run(target, context, Schedule(context.name, ()), timed).run()

@@ -409,10 +409,25 @@ static void emit(struct search *s, bool handler)
 	memcpy(e->events, m->sched, sizeof(e->events));
 }
 
+/*
+ * An event may arrive before the next instruction, and use all of the main stack below
+ * RSP - or all of it, if RSP is elsewhere.  What it may overwrite is lost at once.
+ */
+static void free_stack(struct machine *m, u64 *used)
+{
+	struct region *main = main_stack(m);
+	u64 rsp = m->r[REG_RSP], limit = rsp >= main->bottom && rsp <= main->top ? rsp : main->top;
+
+	if (limit > *used)
+		poison(m, *used, limit);
+	*used = limit;
+}
+
 /* Follow one committed state until the first context runs again. */
 static int follow(struct search *s, struct committed *c)
 {
 	struct machine *m = s->m;
+	u64 used = c->r[REG_RSP];
 	int st;
 
 	for (u32 i = 0; i < NSLOTS; i++) {
@@ -460,6 +475,7 @@ static int follow(struct search *s, struct committed *c)
 			return GOES_ON;
 		if (st != GOES_ON)
 			return st;
+		free_stack(m, &used);
 	}
 	m->pc = m->r[REG_RIP];
 	return report(m, P_ENDLESS, m->pc, NSLOTS, m->im->max_steps, 0);
