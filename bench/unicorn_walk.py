@@ -44,12 +44,14 @@ class Machine:
         self.target = target
         self.commits = {va for va, place in target.places.items() if place & Place.COMMITTED}
         self.uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
-        self.handle = self.uc._uch
+        self.handle = self.uc._uch  # noqa: SLF001 - for the raw calls
         self.lib = raw.uclib
         for page in target.pages:
             self.uc.mem_map(page.base, PAGE)
             # its processor model has no SMAP, and would refuse CLAC
             self.uc.mem_write(page.base, page.data.replace(CLAC, NOP3))
+        # addresses are those of the page tables in force: no second walk
+        self.uc.ctl_tlb_mode(unicorn.UC_TLB_VIRTUAL)
         self.uc.ctl_exits_enabled(True)
         self.uc.ctl_set_exits(sorted(self.commits))
         ids = [ux.UC_X86_REG_RIP, ux.UC_X86_REG_RSP, ux.UC_X86_REG_EFLAGS]
@@ -92,26 +94,26 @@ def walk(target: Target, context: Context, first: str, vectors: tuple[str, ...])
     lib, handle = machine.lib, machine.handle
     machine.begin(context)
     machine.deliver(target.gates[first], tops[first])
-    spots = [(main.top - 1024, 1024), *((tops[v] - 512, 512) for v in vectors)]
-    before = [bytes(machine.uc.mem_read(at, size)) for at, size in spots]
-    saved = machine.uc.context_save()
+    # what the second entry may write: its own stack, and the main stack
+    spots = {v: ((main.top - 1024, 1024), (tops[v] - 512, 512)) for v in vectors}
     forever = (c.c_uint64(0), c.c_uint64(0), c.c_size_t(0))
     schedules = 0
     started = time.process_time()
+    # single steps first, all of them: they make Unicorn forget its translations
+    boundaries = []
     while (rip := machine.rip()) not in machine.commits:
-        lib.uc_context_save(handle, saved._context)
-        for i, vector in enumerate(vectors):
+        boundaries.append((machine.uc.context_save(), bytes(machine.uc.mem_read(*spots[vectors[0]][0]))))
+        lib.uc_emu_start(handle, c.c_uint64(rip), c.c_uint64(0), c.c_uint64(0), c.c_size_t(1))
+    clean = {v: bytes(machine.uc.mem_read(*spots[v][1])) for v in vectors}
+    for saved, stack in boundaries:
+        for vector in vectors:
             gate = target.gates[vector]
+            lib.uc_context_restore(handle, saved._context)  # noqa: SLF001
             machine.deliver(gate, tops[vector])
             error = lib.uc_emu_start(handle, c.c_uint64(gate.offset), *forever)
             if error or machine.rip() not in machine.commits:
                 raise RuntimeError(f"Unicorn stopped at {machine.rip():#x}, error {error}")
             schedules += 1
-            for k in (0, i + 1):
-                at, size = spots[k]
-                lib.uc_mem_write(handle, c.c_uint64(at), before[k], c.c_size_t(size))
-            lib.uc_context_restore(handle, saved._context)
-        lib.uc_emu_start(handle, c.c_uint64(rip), c.c_uint64(0), c.c_uint64(0), c.c_size_t(1))
-        before[0] = bytes(machine.uc.mem_read(*spots[0]))
-    seconds = time.process_time() - started
-    return Walk(schedules, seconds)
+            for (at, size), content in zip(spots[vector], (stack, clean[vector]), strict=True):
+                lib.uc_mem_write(handle, c.c_uint64(at), content, c.c_size_t(size))
+    return Walk(schedules, time.process_time() - started)

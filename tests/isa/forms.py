@@ -250,6 +250,7 @@ REFUSED = (
     "syscall", "sysenter", ".byte 0x0f, 0x07", "iretd", "int3", "in al, dx", "rep outsb", "cpuid", "rdtsc", "rdpmc",
     "xgetbv", "wbinvd", "invd", "invlpg [rax]", "lgdt [rax]", "lidt [rax]", "ltr ax", "lldt ax", "str eax",
     "sldt eax", "sgdt [rax]", "smsw eax", "lmsw ax", "mov rax, cr8", "mov cr8, rax", "mov rax, dr0", "mov dr3, rax",
+    "bswap ax", "rep movsb byte ptr [rdi], byte ptr gs:[rsi]", ".byte 0xf2, 0x66, 0x44, 0x0f, 0xad, 0x64, 0x20, 8",
     "mov rax, [ecx]", "lea rax, [esp+r12d+8]", "addr32 rep movsb", "addr32 loop .+4", ".byte 0x66, 0x66, 0x01, 0xd8",
     ".byte 0x26, 0x65, 0x8b, 0x00", "data16 jmp .+0x40", ".byte 0xf3, 0xe2, 0x00", ".byte 0xff, 0x18", ".byte 0x65, 0xff, 0x28", "popfw", "pushfw", "enter 16, 0", "xlat", "movaps xmm0, xmm1", "fld1", "fxsave [rax]", "xsave [rax]",
     "vmcall", "vmlaunch", "monitor", "mwait", "rdrand eax", "rdseed eax", "xbegin .+6", "andn eax, ebx, ecx",

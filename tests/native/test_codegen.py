@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Compiled code against the interpreters: the native one in whole searches, the reference one by instruction."""
+"""Compiled code against the interpreters: the native one in searches, the reference one by instruction."""
 
 import ctypes as c
 import functools
@@ -47,15 +47,19 @@ def entry_contexts() -> dict[str, Context]:
     return {context.name: context for context in contexts(entry())}
 
 
-def compare_searches(target: Target, starts: Sequence[Context], **search: int) -> list[NativeResult]:
+def compare_searches(
+    target: Target, starts: Sequence[Context], *, budget: int, offered: int, first: int
+) -> list[NativeResult]:
     """The same searches, interpreted and compiled; they have to be the same in everything."""
     code = codegen.compiled(target, CODES, EVENTS, ERROR_TOKEN)
     results = []
     with Engine(target, CODES, EVENTS, ERROR_TOKEN, MAX_STEPS) as engine:
         for start in starts:
-            fixed = {"expect_df": start.expect_df, "no_stack": start.no_stack}
-            plain = engine.enumerate(start.registers, **search, **fixed)
-            fast = engine.enumerate(start.registers, **search, **fixed, run=code.address)
+            search = functools.partial(
+                engine.enumerate, start.registers, budget=budget, offered=offered, first=first,
+                expect_df=start.expect_df, no_stack=start.no_stack,
+            )  # fmt: skip
+            plain, fast = search(), search(run=code.address)
             assert fast == plain, start.name
             results.append(fast)
     return results
@@ -106,9 +110,9 @@ def test_endless_code_ends_at_the_same_instruction() -> None:
     code = codegen.compiled(entry(), CODES, EVENTS, ERROR_TOKEN)
     for bound in (30, 77, 78, 79):
         with Engine(entry(), CODES, EVENTS, ERROR_TOKEN, bound) as engine:
-            search = {"budget": 1, "offered": 15, "first": 15}
-            plain = engine.enumerate(start[0].registers, **search)
-            assert engine.enumerate(start[0].registers, **search, run=code.address) == plain
+            search = functools.partial(engine.enumerate, start[0].registers, budget=1, offered=15, first=15)
+            plain = search()
+            assert search(run=code.address) == plain
             assert plain.findings
 
 
@@ -142,9 +146,9 @@ class Compiled:
         registers = layout.Registers(*registers_of(prepared, state))
         memory = c.create_string_buffer(state.arena, PAGE * len(pages))
         outcome = Outcome()
-        size = self.target.insns[prepared.va].size
+        size, gsbase = self.target.insns[prepared.va].size, c.c_uint64(state.registers["GSBASE"])
         sound = self.library.harness(
-            pages, len(pages), registers, memory, c.c_uint64(state.registers["GSBASE"]), self.order[prepared.va],
+            pages, len(pages), registers, memory, gsbase, self.order[prepared.va],
             size, int(by_one), c.byref(outcome),
         )  # fmt: skip
         assert sound, f"{prepared.text}: a store is missing in the log"

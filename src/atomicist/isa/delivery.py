@@ -10,7 +10,8 @@ SDM vol. 3, 6.14 (64-bit mode interrupt and exception handling), APM vol. 2,
    for some vectors, an error code;
 3. sets SS to NULL (RPL = new CPL) if the privilege changed (6.14.4);
 4. clears TF, NT, RF, VM and, for an interrupt gate, IF (6.12.1.2; 6.14).  AC and DF
-   are *not* cleared.
+   are *not* cleared;
+5. ends the shadow of MOV SS, which covers one instruction and no handler (6.8.3).
 
 Particular to a vector: NMI blocks NMIs until the next IRET (6.7.1); #MC sets
 MCG_STATUS.MCIP (vol. 3, 15.3.1.2); a fault-class exception pushes RF = 1
@@ -114,6 +115,7 @@ def deliver(gate: Gate) -> tuple[Op, ...]:
     b.set("CS", const(KERNEL_CS, 2))
     for flag in ("TF", "NT", "RF", "VM", "IF"):
         b.set(flag, const(0, 1))
+    b.set("SHADOW", const(0, 8))
     if vector is NMI:
         b.set("NMI_BLOCKED", const(1, 8))
     if vector is MC:

@@ -48,11 +48,12 @@ _CONDITIONS: Final = ("o", "no", "b", "ae", "e", "ne", "be", "a", "s", "ns", "p"
 
 ORDINARY: Final = frozenset(
     """
-    adc add and bsf bsr bswap bt btc btr bts call cbw cdq cdqe clac clc cld cmc cmp cmpsb cmpsd cmpsq cmpsw cqo cwd
-    cwde dec imul inc jecxz jmp jrcxz lahf lea leave lodsb lodsd lodsq lodsw loop loope loopne mov movabs movsb
-    movsd movsq movsw movsx movsxd movzx mul neg not or pop popcnt push ret rol ror sahf sar sbb scasb scasd scasq
-    scasw shl shld shr shrd stac stc std stosb stosd stosq stosw sub test tzcnt xchg xor
-    """.split()
+    adc add and bsf bsr bswap bt btc btr bts call cbw cdq cdqe clac clc cld cmc cmp cmpsb cmpsd
+    cmpsq cmpsw cqo cwd cwde dec imul inc jecxz jmp jrcxz lahf lea leave lodsb lodsd lodsq lodsw
+    loop loope loopne mov movabs movsb movsd movsq movsw movsx movsxd movzx mul neg not or pop
+    popcnt push ret rol ror sahf sar sbb scasb scasd scasq scasw shl shld shr shrd stac stc std
+    stosb stosd stosq stosw sub test tzcnt xchg xor
+    """.split()  # noqa: SIM905 - it reads better
 ) | {stem + condition for stem in ("cmov", "j", "set") for condition in _CONDITIONS}
 """Mnemonics, without prefix, whose p-code is right.  Left out, for what SLEIGH says of them
 is wrong: LZCNT (CF, if source and target are one), XADD and CMPXCHG (upper halves, and
@@ -87,7 +88,7 @@ _SLEIGH_ERRORS: Final = (
 )  # fmt: skip
 
 
-class _Unsupported(Exception):
+class _Unsupported(Exception):  # noqa: N818 - said of the instruction
     """Something in an instruction's p-code has no place in the model."""
 
 
@@ -117,10 +118,11 @@ class Lifter:
         if decoded is None:
             raw = bytes(code[:MAX_INSN])
             text = f"(bad) {raw[:4].hex(' ')}"
-            return self._unknown(va, max(1, len(raw[:1])), text, raw[:1], f"bytes that are no instruction: {text}")
+            return self._unknown(va, 1, text, raw[:1], f"bytes that are no instruction: {text}")
         raw = bytes(decoded.bytes)
         text = f"{decoded.mnemonic} {decoded.op_str}".strip()
-        system = system_ops(decoded.mnemonic, decoded)
+        locked = 0xF0 in itertools.takewhile(_PREFIX_GROUPS.__contains__, raw)
+        system = None if locked else system_ops(decoded.mnemonic, decoded)
         if system is not None:
             return Insn(va, decoded.size, text, system[0], system[1], None, raw)
         try:
@@ -137,17 +139,21 @@ class Lifter:
         prefix, _, stem = decoded.mnemonic.rpartition(" ")
         if stem not in ORDINARY or prefix not in _PREFIXES:
             raise _Unsupported("no such mnemonic has been compared")
+        if stem == "bswap" and decoded.operands[0].size == 2:
+            raise _Unsupported("the result is undefined")
         if decoded.opcode[0] == 0xFF and decoded.modrm >> 3 & 7 in _FAR:
             raise _Unsupported("far branch")
         _check_prefixes(raw, stem)
         if decoded.addr_size != SLOT and stem != "jecxz":
             raise _Unsupported("32-bit addresses")
-        source = list(self._pcode.translate(raw, va).ops)
+        source: list[Any] = list(self._pcode.translate(raw, va).ops)
         marks = [o.inputs[0] for o in source if o.opcode.name == "IMARK"]
         if [(m.offset, m.size) for m in marks] != [(va, len(raw))]:
             raise _Unsupported("SLEIGH sees other instructions in its bytes")
         source = [o for o in source if o.opcode.name != "IMARK"]
-        return _Translation(self._registers, va, len(raw), source, stem).result()
+        bases = {decoded.reg_name(o.mem.base) for o in decoded.operands if o.type == capstone.x86.X86_OP_MEM}
+        by_rbp = "rbp" in bases or stem == "leave"
+        return _Translation(self._registers, va, len(raw), source, stem, by_rbp).result()
 
 
 def _check_prefixes(raw: bytes, stem: str) -> None:
@@ -158,19 +164,31 @@ def _check_prefixes(raw: bytes, stem: str) -> None:
         raise _Unsupported("two prefixes of one group")
     if 0x66 in found and (stem.startswith(("j", "loop")) or stem in ("call", "ret")):
         raise _Unsupported("operand-size prefix of a branch, on which processors differ")
-    if groups.count("repeat") and stem.startswith(("loop", "jrcxz", "jecxz")):
-        raise _Unsupported("repeat prefix of a loop instruction")
+    if "repeat" in groups and stem[:-1] not in _STRINGS and stem not in ("ret", "tzcnt", "popcnt"):
+        raise _Unsupported("repeat prefix of an instruction that does not repeat")
+    if "segment" in groups and stem[:-1] in _STRINGS:
+        raise _Unsupported("string instruction with a segment")
 
 
 class _Translation:
     """Turns the p-code of one instruction into IR operations."""
 
-    def __init__(self, registers: dict[int, tuple[int, int]], va: int, size: int, source: list[Any], stem: str) -> None:
+    def __init__(
+        self,
+        registers: dict[int, tuple[int, int]],
+        va: int,
+        size: int,
+        source: list[Any],
+        stem: str,
+        by_rbp: bool,
+    ) -> None:
         self._registers = registers
         self._va = va
         self._size = size
         self._source = source
         self._stem = stem
+        # RBP means the stack where it is the base, not where it is the index (SDM vol. 1, 3.7.4).
+        self._stack = {reg("RSP"), reg("RBP")} if by_rbp else {reg("RSP")}
         self._ops: list[Op] = []
         self._starts: list[int] = []
         self._temps: dict[int, tuple[int, int]] = {}
@@ -345,7 +363,7 @@ class _Translation:
     def _kind(self, v: Var) -> Access:
         if v == reg("GSBASE"):
             return Access.GS
-        if v in (reg("RSP"), reg("RBP")):
+        if v in self._stack:
             return Access.STACK
         return self._origin.get(v, Access.DATA) if v.space is Space.TMP else Access.DATA
 

@@ -88,9 +88,9 @@ class Operands:
             base = const(self.insn.address + self.insn.size, 8) if name == "rip" else _REGISTERS[name]
             total = b.add(base, total)
             access = Access.STACK if name in ("rsp", "rbp") else access
-        index = _REGISTERS.get(self.insn.reg_name(mem.index)) if mem.index else None
-        if index is not None:  # "riz" says that there is none
-            total = b.add(total, b.op(Code.INT_MULT, 8, index, const(mem.scale, 8)))
+        factor = _REGISTERS.get(self.insn.reg_name(mem.index)) if mem.index else None
+        if factor is not None:  # "riz" says that there is none
+            total = b.add(total, b.op(Code.INT_MULT, 8, factor, const(mem.scale, 8)))
         segment = self.insn.reg_name(mem.segment) if mem.segment else ""
         if segment in ("gs", "fs"):
             total = b.add(total, reg(segment.upper() + "BASE"))
@@ -129,6 +129,8 @@ def iretq(b: Builder, _: Operands) -> None:
     b.fault_if(b.none_of(ss, (0, KERNEL_DS)), GP.number, b.and_(ss, 0xFFFC))
     b.place(checked)
     b.fault_if(b.non_canonical(rip), GP.number)
+    beyond = b.ne(b.shr(rip, 32), 0)  # of the 4 GiB of a 32-bit code segment
+    b.fault_if(b.both(b.eq(cs, USER32_CS), beyond), GP.number)
     unpack_rflags(b, flags)
     b.set("VM", const(0, 1))
     b.set("CS", cs)
@@ -256,7 +258,8 @@ def mov_from_segment(b: Builder, o: Operands) -> None:
         return
     target = o.register(0)
     if target is not None:
-        b.copy(target if target.size == 2 else reg(_wide(target)), b.fit(source, 2 if target.size == 2 else 8))
+        whole = target if target.size == 2 else reg(_wide(target))
+        b.copy(whole, b.fit(source, whole.size))
         return
     place = o.address(b, 0)
     if place is None:

@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from atomicist.isa.arithmetic import PURE, evaluate, mask
-from atomicist.isa.delivery import BY_NUMBER, DF, ERROR_CODE, GP, PF, SS, Gate, deliver
+from atomicist.isa.delivery import BY_NUMBER, DF, ERROR_CODE, GP, NP, PF, SS, Gate, Vector, deliver
 from atomicist.isa.ir import Access, Code, Insn, Note, Op, Space, Var
 from atomicist.isa.registers import REGISTERS, SLOT, SLOTS
-from atomicist.machine.memory import Memory, PageFlag, Refused
+from atomicist.machine.memory import PAGE, Memory, PageFlag, Refused, canonical
 from atomicist.machine.target import Target
 
 _SHADOW: Final = REGISTERS["SHADOW"].slot
@@ -26,7 +26,20 @@ _CR3: Final = REGISTERS["CR3"].slot
 _GSBASE: Final = REGISTERS["GSBASE"].slot
 
 
-class Fault(Exception):
+PF_PRESENT: Final = 1
+PF_WRITE: Final = 2
+PF_FETCH: Final = 16
+"""Bits of the error code of #PF (SDM vol. 3, 4.7); all accesses are a supervisor's."""
+
+EXT: Final = 1
+IDT: Final = 2
+"""Bits of the other error codes (SDM vol. 3, 6.13): raised while an event was delivered; of a gate."""
+
+_CONTRIBUTORY: Final = frozenset({NP.number, SS.number, GP.number})
+"""Of our vectors; #DE and #TS do not occur (SDM vol. 3, table 6-4)."""
+
+
+class Fault(Exception):  # noqa: N818 - an event of the model
     """An exception that the processor raises: ``vector`` number, ``error`` code,
     ``reason`` in words and the ``address`` concerned."""
 
@@ -38,16 +51,23 @@ class Fault(Exception):
         self.address = address
 
 
-class Unmodelled(Exception):
+class Unmodelled(Exception):  # noqa: N818 - an event of the model
     """The run met something that the model does not know."""
 
 
-class ForeignGsBase(Exception):
+class ForeignGsBase(Exception):  # noqa: N818 - an event of the model
     """A GS-relative access while GSBASE is not the kernel's."""
 
     def __init__(self, address: int) -> None:
         super().__init__(f"at {address:#x}")
         self.address = address
+
+
+def _double(first: Vector, second: Fault) -> bool:
+    """Whether ``second``, raised while ``first`` is delivered, makes a double fault."""
+    if first is PF:
+        return second.vector in _CONTRIBUTORY or second.vector == PF.number
+    return first.number in _CONTRIBUTORY and second.vector in _CONTRIBUTORY
 
 
 Watch = Callable[[int, int, int], None]
@@ -64,7 +84,7 @@ class Machine:
         self.watch: Watch | None = None
         self.notes: set[Note] = set()
         self._temps: dict[int, int] = {}
-        self._faults: dict[str, tuple[Op, ...]] = {}
+        self._gates: dict[Gate, tuple[Op, ...]] = {}
 
     def __getitem__(self, name: str) -> int:
         """The value of register ``name``."""
@@ -81,8 +101,11 @@ class Machine:
     def insn(self) -> Insn:
         """The instruction at RIP. Raises `Fault` or `Unmodelled` if there is none."""
         rip = self.registers[_RIP]
+        if not canonical(rip):
+            raise Fault(GP.number, 0, "fetch", rip)
         if not self.memory.fetchable(rip, user_root=self.user_root):
-            raise Fault(PF.number, 0, "fetch", rip)
+            present = self.memory.present(rip, user_root=self.user_root)
+            raise Fault(PF.number, PF_FETCH | (PF_PRESENT if present else 0), "fetch", rip)
         found = self.target.insns.get(rip)
         if found is None:
             raise Unmodelled(f"no code at {rip:#x}")
@@ -107,29 +130,40 @@ class Machine:
             self.registers[_SHADOW] -= 1
 
     def deliver(self, gate: Gate, error: int = 0) -> None:
-        """Deliver an event through ``gate``. Raises `Fault` if a push fails."""
+        """Deliver an event through ``gate``. Raises `Fault` if a push fails, with EXT set
+        in a selector-like error code (SDM vol. 3, 6.13); registers are then as before."""
         self._temps = {ERROR_CODE.off: error}
-        ops = self._faults.setdefault(gate.vector.name, deliver(gate))
+        if gate not in self._gates:
+            self._gates[gate] = deliver(gate)
         before = list(self.registers)
         try:
-            self._execute(ops)
-        except Fault:
+            self._execute(self._gates[gate])
+        except Fault as e:
             self.registers[:] = before
+            if e.vector != PF.number:
+                e.error |= EXT
             raise
 
     def raise_fault(self, fault: Fault, gates: Mapping[str, Gate]) -> str:
-        """Deliver ``fault``; if that faults in turn, #DF (SDM vol. 3, 6.15, table
-        6-5).  Returns the name of the vector delivered, "shutdown" if none could be."""
-        for vector, error in ((BY_NUMBER[fault.vector], fault.error), (DF, 0)):
+        """Deliver ``fault``; if that faults in turn, what SDM vol. 3, 6.15, table 6-5 says:
+        the second fault, or #DF.  A vector without a gate has one that is not present.
+        Returns the name of the vector delivered, "shutdown" if none could be."""
+        while True:
+            vector = BY_NUMBER[fault.vector]
+            if vector is PF:
+                self["CR2"] = fault.address
+            second = Fault(NP.number, vector.number << 3 | IDT | EXT, "no gate", self.registers[_RIP])
             gate = gates.get(vector.name)
-            if gate is None:
-                continue
-            try:
-                self.deliver(gate, error)
-            except Fault:
-                continue
-            return vector.name
-        return "shutdown"
+            if gate is not None:
+                try:
+                    self.deliver(gate, fault.error)
+                except Fault as e:
+                    second = e
+                else:
+                    return vector.name
+            if vector is DF:
+                return "shutdown"
+            fault = Fault(DF.number, 0, "double fault", second.address) if _double(vector, second) else second
 
     def run(self, ops: tuple[Op, ...]) -> int | None:
         """Execute the operations of one instruction; its branch target, if taken."""
@@ -198,13 +232,18 @@ class Machine:
         self.memory.poke(address, size, value)
 
     def _check(self, address: int, size: int, access: Access, *, write: bool) -> None:
-        try:
-            for place in {address, (address + size - 1) & mask(8)}:
+        last = address + size - 1 & mask(8)
+        places = (address,) if address // PAGE == last // PAGE else (address, last & -PAGE)
+        for place in places:
+            try:
                 self.memory.check(place, write=write, user_root=self.user_root)
-        except Refused as e:
-            stack = access in (Access.STACK, Access.SYSTEM)
-            vector = PF if e.reason != "non-canonical" else SS if stack else GP
-            raise Fault(vector.number, 2 if write else 0, e.reason, e.address) from e
+            except Refused as e:
+                if e.reason == "non-canonical":
+                    stack = access in (Access.STACK, Access.SYSTEM)
+                    raise Fault(SS.number if stack else GP.number, 0, e.reason, e.address) from e
+                present = self.memory.present(place, user_root=self.user_root)
+                code = (PF_PRESENT if present else 0) | (PF_WRITE if write else 0)
+                raise Fault(PF.number, code, e.reason, e.address) from e
         if access is Access.GS and self.registers[_GSBASE] != self.target.kernel_gsbase:
             raise ForeignGsBase(address)
 

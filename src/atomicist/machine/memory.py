@@ -66,7 +66,7 @@ class Region:
         return self.bottom <= address < self.top
 
 
-class Refused(Exception):
+class Refused(Exception):  # noqa: N818 - an event of the model
     """An access that hardware would refuse, or that the specification forbids."""
 
     def __init__(self, reason: str, address: int) -> None:
@@ -107,6 +107,11 @@ class Memory:
     def flags(self, address: int) -> PageFlag | None:
         """The flags of the page at ``address``; None if there is none."""
         return self._flags.get(address // PAGE)
+
+    def present(self, address: int, *, user_root: bool) -> bool:
+        """Whether the root in force maps the page at ``address``."""
+        flags = self._flags.get(address // PAGE, PageFlag(0))
+        return bool(flags & (PageFlag.USER_ROOT if user_root else PageFlag.KERNEL_ROOT))
 
     def fetchable(self, address: int, *, user_root: bool) -> bool:
         """Whether ring 0 can fetch an instruction at ``address``."""

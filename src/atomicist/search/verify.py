@@ -21,6 +21,7 @@ from atomicist.search.schedule import Injection, Schedule, ScheduleError
 from atomicist.search.workers import Workers, default_workers, engine
 from atomicist.spec.contexts import Context, contexts
 from atomicist.spec.events import EVENTS
+from atomicist.spec.properties import CODES
 
 BUDGET: Final = 3
 """Events in one schedule, where an image gives no commit labels to close it by."""
@@ -140,8 +141,11 @@ def finding_of(target: Target, shown: Replay) -> Finding:
     )
 
 
-def _order(target: Target, f: NativeFinding) -> tuple[int, tuple[int, ...]]:
-    return len(f.events), tuple(e.steps for e in f.events)
+def _order(raw: Raw) -> tuple[int, int, bool, tuple[int, ...]]:
+    """Shortest first; of equals a loss rather than a run without end, the earliest."""
+    f = raw.finding
+    endless = f.property == CODES["ENDLESS"]
+    return len(raw.origin.legs), len(f.events), endless, tuple(e.steps for e in f.events)
 
 
 def verify(
@@ -161,7 +165,7 @@ def verify(
         )
     if not raw:
         return replace(result, seconds=time.monotonic() - started), None
-    shortest = min(raw, key=lambda r: (len(r.origin.legs), _order(target, r.finding)))
+    shortest = min(raw, key=_order)
     if target.claims:
         shortest = shrink(target, shortest)
     shown = reproduce(target, shortest)

@@ -21,7 +21,7 @@ from atomicist.native.engine import Engine
 from atomicist.spec.events import ERROR_TOKEN, EVENTS
 from atomicist.spec.properties import CODES
 
-MAX_RUN: Final = 20_000
+MAX_RUN: Final = 4_000
 """Bound on the instructions of one run, beyond which it counts as endless."""
 
 Task = TypeVar("Task")

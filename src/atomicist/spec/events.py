@@ -27,3 +27,6 @@ EVENTS: Final = ("NMI", "DB", "MC", "VC")
 
 ERROR_TOKEN: Final = 0x0000_0072_5C0D_E5E5
 """The error code that an injected #VC carries: a value found nowhere else."""
+
+MASKED_BY_ENTRY: Final = frozenset({"DB", "VC"})
+"""Events that no hardware state holds off inside their own entry: the rule above does."""

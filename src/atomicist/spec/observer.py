@@ -29,7 +29,7 @@ from atomicist.machine.interpreter import Machine
 from atomicist.machine.memory import Region, RegionKind
 from atomicist.machine.target import Place
 from atomicist.native.tables import PT_REGS
-from atomicist.spec.events import ERROR_TOKEN, EVENTS
+from atomicist.spec.events import ERROR_TOKEN, EVENTS, MASKED_BY_ENTRY
 
 NOT_COMPARED: Final = frozenset({"NMI_BLOCKED", "MCG_STATUS", "SHADOW"})
 """What a nested event may change for the context that it interrupted."""
@@ -93,6 +93,7 @@ class Observer:
         self.no_stack = no_stack
         self.instances: list[Instance] = []
         self.owed: dict[str, int] = dict.fromkeys(EVENTS, 0)
+        self.spare = 0
         self.early = False
         self.masked: set[str] = set()
         self._live: dict[str, int] = {}
@@ -157,7 +158,8 @@ class Observer:
                 self._live[region.name] = context["RSP"]
         self._saved_live.append(saved)
         self.instances.append(instance)
-        self.masked.add(vector)
+        if vector in MASKED_BY_ENTRY:
+            self.masked.add(vector)
         self.early = self.target.claims
         return instance
 
@@ -177,8 +179,15 @@ class Observer:
     def handler(self, vector: str) -> None:
         """A handler is entered: judge what it sees."""
         instance = next((i for i in reversed(self.instances) if i.vector == vector and not i.handled), None)
-        if instance is None and self.owed[vector]:
-            self.owed[vector] -= 1
+        if instance is not None and vector == "NMI":
+            # NMIs coalesce: a handler that starts later serves all before, and may run for each
+            self.spare += self.owed[vector]
+            self.owed[vector] = 0
+        if instance is None and (self.owed[vector] or (vector == "NMI" and self.spare)):
+            if self.owed[vector]:
+                self.owed[vector] -= 1
+            else:
+                self.spare -= 1
             instance = next((i for i in reversed(self.instances) if i.vector == vector), None)
         if instance is None:
             raise Violation("HANDLED_TWICE", vector)
@@ -198,7 +207,7 @@ class Observer:
                 raise Violation("ENVIRONMENT", name, expected, machine[name])
         rsp = machine["RSP"]
         region = target.region(rsp)
-        if rsp & 15 != 8 or region is None:
+        if rsp & 7 or region is None:  # Linux's -mpreferred-stack-boundary=3
             raise Violation("ENVIRONMENT", "RSP", None, rsp)
         if region.kind is RegionKind.MAIN_STACK and rsp + CALL_SLACK < region.bottom + target.reserve:
             raise Violation("NO_ROOM", "RSP", region.bottom + target.reserve, rsp)

@@ -19,6 +19,7 @@ struct saved {
 	struct instance slot;	/* what the event's own instance overwrote */
 	u8 handled[MAX_CHAIN], abandoned[MAX_CHAIN];
 	u32 owed[NVEC];
+	u32 spare;
 	u32 ninst, nsched, steps, mark, kept, ngone;
 	bool early;
 };
@@ -51,6 +52,7 @@ static void save(struct search *s, struct saved *v)
 		v->abandoned[i] = (u8)m->inst[i].abandoned;
 	}
 	memcpy(v->owed, m->owed, sizeof(v->owed));
+	v->spare = m->spare;
 	v->ninst = m->ninst;
 	v->nsched = m->nsched;
 	v->steps = m->steps;
@@ -101,6 +103,7 @@ static void restore(struct search *s, const struct saved *v)
 		m->inst[i].abandoned = v->abandoned[i];
 	}
 	memcpy(m->owed, v->owed, sizeof(v->owed));
+	m->spare = v->spare;
 	m->ninst = v->ninst;
 	m->nsched = v->nsched;
 	m->steps = v->steps;
@@ -214,7 +217,7 @@ static void inject(struct search *s, u32 vector, u32 left, u32 masked)
 	save(s, &v);
 	st = push_event(s->m, vector);
 	if (st == GOES_ON)
-		walk(s, left - 1, masked | 1u << vector);
+		walk(s, left - 1, vector == EVENT_DB || vector == EVENT_VC ? masked | 1u << vector : masked);
 	else
 		s->m->executed++;
 	restore(s, &v);

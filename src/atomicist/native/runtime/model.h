@@ -266,7 +266,8 @@ struct machine {
 
 	struct instance inst[MAX_CHAIN];
 	u32 ninst;
-	u32 owed[NVEC];
+	u32 owed[NVEC];		/* events that returned unhandled */
+	u32 spare;		/* NMIs served by a handler that began after them */
 	struct event sched[MAX_CHAIN];
 	u32 nsched;
 	u32 steps;

@@ -127,6 +127,7 @@ void begin(struct machine *m, const u64 *regs)
 {
 	m->ninst = m->nsched = m->steps = 0;
 	memset(m->owed, 0, sizeof(m->owed));
+	m->spare = 0;
 	memcpy(m->r, regs, sizeof(m->r));
 	m->root = m->im->user_root_bit && (m->r[REG_CR3] & m->im->user_root_bit);
 	m->early = false;
@@ -249,15 +250,16 @@ static int check_environment(struct machine *m)
 		u32 node = leaf(m, REG_RSP);
 
 		require_address(m, node, rsp);
-		require(m, mk_node(m, CODE_INT_AND, 8, node, 0, 8, 0, 15, 8, rsp & 15), rsp & 15);
+		require(m, mk_node(m, CODE_INT_AND, 8, node, 0, 8, 0, 7, 8, rsp & 7), rsp & 7);
 		if (reg && reg->kind == MAIN_STACK) {
 			u64 limit = reg->bottom + m->im->reserve - 32;
 
 			require(m, mk_node(m, CODE_INT_LESS, 1, node, 0, 8, 0, limit, 8, rsp < limit), rsp < limit);
 		}
 	}
-	if ((m->r[REG_RSP] & 15) != 8)
-		return report(m, P_ENVIRONMENT, m->pc, REG_RSP, 8, m->r[REG_RSP] & 15);
+	/* Linux keeps stacks aligned to 8 bytes only (-mpreferred-stack-boundary=3) */
+	if (m->r[REG_RSP] & 7)
+		return report(m, P_ENVIRONMENT, m->pc, REG_RSP, 0, m->r[REG_RSP] & 7);
 	if (!reg)
 		return report(m, P_ENVIRONMENT, m->pc, REG_RSP, 0, m->r[REG_RSP]);
 	if (reg->kind == MAIN_STACK) {
@@ -322,8 +324,16 @@ int at_handler(struct machine *m, u32 vector)
 			break;
 		}
 	}
-	if (!in && m->owed[vector]) {
-		m->owed[vector]--;
+	/* NMIs coalesce: a handler that starts later serves all before, and may run for each */
+	if (in && vector == EVENT_NMI) {
+		m->spare += m->owed[vector];
+		m->owed[vector] = 0;
+	}
+	if (!in && (m->owed[vector] || (vector == EVENT_NMI && m->spare))) {
+		if (m->owed[vector])
+			m->owed[vector]--;
+		else
+			m->spare--;
 		for (u32 i = m->ninst; i-- > 0 && !in;)
 			if (m->inst[i].vector == vector)
 				in = &m->inst[i];

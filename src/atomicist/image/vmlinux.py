@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A real kernel as a target: Linux as `linux.describe` finds it, with its C handlers
+left to the adversary.
+
+Everything that is reached from the entries is executed as the kernel's own code;
+only the handlers (exc_nmi, exc_machine_check, ...) are replaced.  The target makes no
+claim about where its IST stacks become free, so it is enumerated, not certified.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+from atomicist.image.errors import ImageError
+from atomicist.image.kernel import load_kernel
+from atomicist.image.layout import LinuxLayout, Region as LinuxRegion
+from atomicist.image.linux import describe
+from atomicist.image.reach import DATA, TABLE
+from atomicist.isa.delivery import VECTORS, Gate
+from atomicist.isa.lift import MAX_INSN, Lifter
+from atomicist.machine.memory import PAGE, Page, PageFlag, Region, RegionKind
+from atomicist.machine.target import Place, Target
+
+DEFAULT_FEATURES: Final = frozenset({"PTI", "PCID", "FSGSBASE", "SMAP"})
+"""A CPU of the kind that needs page-table isolation, as Debian would run it."""
+
+KERNEL_PGD: Final = 0x0000_0001_2340_0000
+USER_ROOT_BIT: Final = 0x1000
+USER_PAGE: Final = 0x0000_7FFF_1234_5000
+
+_HANDLERS: Final = {
+    "exc_nmi": "NMI", "exc_machine_check": "MC", "noist_exc_machine_check": "MC", "exc_debug": "DB",
+    "noist_exc_debug": "DB", "kernel_exc_vmm_communication": "VC", "user_exc_vmm_communication": "VC",
+}  # fmt: skip
+
+_WHOLE: Final = frozenset({"per-CPU area", "cpu_tss_rw", "GDT", "TSS"})
+"""Regions that are mapped whole; of the others only what code can touch."""
+
+MAX_PAGES: Final = 4096
+"""More pages than any entry code needs; a hostile image stops here."""
+
+
+def load(path: Path, features: frozenset[str] | None = None) -> Target:
+    """The kernel in ``path`` (vmlinuz or vmlinux) on a CPU with ``features``.
+
+    Raises `ImageError` if it cannot be read, is not of a kind we know, or a
+    feature has no such name."""
+    try:
+        kernel = load_kernel(path)
+    except OSError as e:
+        raise ImageError(f"cannot read {path}: {e.strerror}") from e
+    layout = describe(kernel, DEFAULT_FEATURES if features is None else features)
+    return _Loader(layout, path.name).target()
+
+
+class _Loader:
+    def __init__(self, layout: LinuxLayout, name: str) -> None:
+        self._layout = layout
+        self._kernel = layout.text.kernel
+        self._name = name
+
+    def target(self) -> Target:
+        layout = self._layout
+        handlers = {h.address: _HANDLERS[h.symbol] for h in layout.handlers if h.symbol in _HANDLERS}
+        stubs = {h.address for h in layout.handlers}
+        lifter = Lifter()
+        insns = {
+            at: lifter.lift(at, layout.text.read(at, i.size)) for at, i in layout.reach.instructions.items()
+        } | {at: lifter.lift(at, layout.text.read(at, 1)) for at in stubs}
+        pti = "PTI" in layout.features
+        return Target(
+            name=self._name,
+            build_id=layout.build_id,
+            config=tuple(sorted(layout.features)),
+            insns=MappingProxyType(insns),
+            gates=MappingProxyType(
+                {v.name.upper(): Gate(VECTORS[v.name.upper()], v.entry, v.ist) for v in layout.vectors}
+            ),
+            handlers=MappingProxyType(handlers),
+            places=MappingProxyType({va: Place.ENTRY for va in insns if va not in stubs}),
+            pages=self._pages(set(insns)),
+            regions=self._regions(),
+            symbols=MappingProxyType(self._symbols(insns)),
+            user_root_bit=USER_ROOT_BIT if pti else 0,
+            kernel_cr3=KERNEL_PGD | ("PCID" in layout.features),
+            kernel_gsbase=layout.percpu_base,
+            tr_base=layout.tss,
+            fsgsbase="FSGSBASE" in layout.features,
+            reserve=0,
+            slot_bytes=0,
+        )
+
+    def _symbols(self, insns: object) -> dict[str, int]:
+        layout = self._layout
+        names = {n: a[0] for n, a in self._kernel.names.items() if len(a) == 1}
+        low, high = layout.user_text
+        kept = {n: a for n, a in names.items() if low <= a < high}
+        used = {h.symbol: h.address for h in layout.handlers} | {f: names[f] for f in layout.helpers if f in names}
+        return kept | used
+
+    def _regions(self) -> tuple[Region, ...]:
+        layout = self._layout
+        used = {v.stack for v in layout.vectors if v.name != "df"}
+        regions = [
+            Region(f"{s.name} stack", s.bottom, s.top, RegionKind.IST_STACK if s.name in used else RegionKind.OTHER)
+            for s in layout.stacks
+        ]
+        entry, thread = layout.entry_stack, layout.thread_stack
+        regions.append(Region("entry stack", entry.bottom, entry.top, RegionKind.ENTRY_STACK))
+        regions.append(Region("task stack", thread.bottom, thread.top, RegionKind.TASK_STACK))
+        return tuple(regions)
+
+    def _pages(self, code: set[int]) -> tuple[Page, ...]:
+        layout = self._layout
+        wanted: dict[int, LinuxRegion] = {}
+        touched = {va & -PAGE for va in code} | {(va + MAX_INSN) & -PAGE for va in code}
+        touched |= {r.target & -PAGE for r in layout.reach.references if r.kind in (DATA, TABLE)}
+        touched |= {w.va & -PAGE for w in layout.words}
+        # C code on #VC's path follows current->stack
+        touched.add(self._kernel.symbol("init_task") & -PAGE)
+        thread = layout.thread_stack
+        touched |= set(range(thread.bottom & -PAGE, thread.top, PAGE))
+        for region in layout.regions:
+            whole = region.name in _WHOLE or region.name.endswith(" stack")
+            end = region.va + region.size
+            inside = range(region.va & -PAGE, end, PAGE) if whole else (
+                va for va in touched if region.va & -PAGE <= va < end
+            )
+            for va in inside:
+                wanted[va] = region
+                if len(wanted) > MAX_PAGES:
+                    raise ImageError(f"more than {MAX_PAGES} pages are needed; is this a kernel?")
+        pages = [self._page(va, region) for va, region in sorted(wanted.items())]
+        both = PageFlag.KERNEL_ROOT | PageFlag.USER_ROOT
+        pages.append(Page(USER_PAGE, bytes(PAGE), both | PageFlag.USER_PAGE | PageFlag.WRITABLE))
+        return tuple(pages)
+
+    def _page(self, va: int, region: LinuxRegion) -> Page:
+        flags = PageFlag.KERNEL_ROOT
+        flags |= PageFlag.USER_ROOT if region.user else PageFlag(0)
+        flags |= PageFlag.WRITABLE if region.write else PageFlag(0)
+        flags |= PageFlag.EXECUTABLE if region.execute else PageFlag(0)
+        return Page(va, self._contents(region.backing + va - region.va), flags)
+
+    def _contents(self, backing: int) -> bytes:
+        layout = self._layout
+        base, size = layout.percpu_base, layout.percpu_size
+        data = bytearray(PAGE)
+        percpu = base <= backing < base + size
+        for offset in range(0, PAGE, 256):
+            source = backing + offset
+            try:
+                chunk = self._kernel.read(source - base, 256) if percpu else layout.text.read(source, 256)
+            except ImageError:
+                continue
+            data[offset : offset + 256] = chunk
+        for word in layout.words:
+            if backing <= word.va < backing + PAGE:
+                at = word.va - backing
+                data[at : at + word.size] = word.value.to_bytes(word.size, "little")
+        return bytes(data)
