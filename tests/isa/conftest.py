@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The instructions of all images: our bare image in every configuration, and Debian's kernel's entry paths."""
+"""The instructions of all images: our bare one in every configuration, Debian's kernel's entry paths."""
 
 import itertools
 import os

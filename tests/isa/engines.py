@@ -172,14 +172,15 @@ def emulator() -> Emulator:
 
 HOST_MNEMONICS: Final = frozenset(
     """
-    adc add and bsf bsr bswap bt btc btr bts call cbw cdq cdqe clc cld cmc cmova cmovae cmovb cmovbe cmove cmovg
-    cmovge cmovl cmovle cmovne cmovno cmovnp cmovns cmovo cmovp cmovs cmp cmpsb cmpsd cmpsq cmpsw cmpxchg cqo cwd
-    cwde dec imul inc ja jae jb jbe je jecxz jg jge jl jle jmp jne jno jnp jns jo jp jrcxz js lahf lea leave
-    lfence lodsb lodsd lodsq lodsw loop loope loopne lzcnt mfence mov movabs movsb movsd movsq movsw movsx movsxd
-    movzx mul neg nop not or pause pop popcnt push rcl rcr rdgsbase ret rol ror sahf sar sbb scasb scasd scasq scasw
-    seta setae setb setbe sete setg setge setl setle setne setno setnp setns seto setp sets sfence shl shld shr
-    shrd stc std stosb stosd stosq stosw sub test tzcnt wrgsbase xadd xchg xor endbr64
-    """.split()
+    adc add and bsf bsr bswap bt btc btr bts call cbw cdq cdqe clc cld cmc cmova cmovae cmovb cmovbe
+    cmove cmovg cmovge cmovl cmovle cmovne cmovno cmovnp cmovns cmovo cmovp cmovs cmp cmpsb cmpsd
+    cmpsq cmpsw cqo cwd cwde dec imul inc ja jae jb jbe je jecxz jg jge jl jle jmp jne jno jnp jns
+    jo jp jrcxz js lahf lea leave lfence lodsb lodsd lodsq lodsw loop loope loopne mfence mov movabs
+    movsb movsd movsq movsw movsx movsxd movzx mul neg nop not or pause pop popcnt push rdgsbase ret
+    rol ror sahf sar sbb scasb scasd scasq scasw seta setae setb setbe sete setg setge setl setle
+    setne setno setnp setns seto setp sets sfence shl shld shr shrd stc std stosb stosd stosq stosw
+    sub test tzcnt wrgsbase xchg xor endbr64
+    """.split()  # noqa: SIM905 - it reads better
 )
 """What may run on this machine's own processor: unprivileged, and without effect but on its operands."""
 
@@ -241,7 +242,8 @@ def host_or_reason() -> Host | str:
     if os.uname().machine != "x86_64":
         return f"a processor of another kind: {os.uname().machine}"
     try:
-        subprocess.run(["gcc", "-O1", *defines, "-o", helper, HELPER], check=True, capture_output=True, text=True)
+        command: list[str | Path] = ["gcc", "-O1", *defines, "-o", helper, HELPER]
+        subprocess.run(command, check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError) as e:
         return f"gcc cannot build the helper: {e}"
     host = Host(helper)

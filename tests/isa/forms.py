@@ -57,18 +57,17 @@ def _some_memory(size: int, start: int) -> list[str]:
     return list(itertools.islice(itertools.cycle(_memory(size)), 3 * start, 3 * start + 4))
 
 
-def _binary(mnemonic: str, sizes: tuple[int, ...] = SIZES, *, load: bool = True, store: bool = True) -> list[str]:
+def _binary(mnemonic: str, *, load: bool = True) -> list[str]:
     lines = []
-    for n, size in enumerate(sizes):
+    for n, size in enumerate(SIZES):
         lines += [f"{mnemonic} {pair}" for pair in _pairs(size)]
         registers = itertools.cycle(REGISTERS[size])
         lines += [f"{mnemonic} {r}, {i}" for r, i in zip(registers, IMMEDIATES[size], strict=False)]
         if load:
             lines += [f"{mnemonic} {OTHERS[size][2]}, {m}" for m in _some_memory(size, n)]
-        if store:
-            register = REGISTERS[size][0]
-            lines += [f"{mnemonic} {m}, {register}" for m in _some_memory(size, n + 1)]
-            lines += [f"{mnemonic} {m}, {IMMEDIATES[size][n]}" for m in _some_memory(size, n + 2)]
+        register = REGISTERS[size][0]
+        lines += [f"{mnemonic} {m}, {register}" for m in _some_memory(size, n + 1)]
+        lines += [f"{mnemonic} {m}, {IMMEDIATES[size][n]}" for m in _some_memory(size, n + 2)]
     return lines
 
 
@@ -151,7 +150,8 @@ def _stack() -> dict[str, list[str]]:
     registers = [*REGISTERS[64], *OTHERS[64], "rsp", "r15"]
     return {
         "push": [f"push {o}" for o in (*registers, *places, "1", "-1", "0x12345678", "fs", "gs", "ax", "r9w")]
-        + [f"push {m}" for m in _some_memory(16, 0)] + [".byte 0x66, 0x68, 0x34, 0x92", ".byte 0x66, 0x6a, 0x80"],
+        + [f"push {m}" for m in _some_memory(16, 0)]
+        + [".byte 0x66, 0x68, 0x34, 0x92", ".byte 0x66, 0x6a, 0x80"],
         "pop": [f"pop {o}" for o in (*registers, *places, "ax", "r9w", *_some_memory(16, 0))],
         "leave": ["leave"],
         "ret": ["ret", "ret 8", "ret 0xfff8"],
@@ -159,7 +159,10 @@ def _stack() -> dict[str, list[str]]:
         "call": ["call .+5", "call .+0x1000", "call .-0x100", *(f"call {o}" for o in (*registers, *places))],
         "jmp": ["jmp .+2", "jmp .+0x1000", "jmp .-0x10", *(f"jmp {o}" for o in (*registers, *places))],
         "lea": [
-            f"lea {r}, {m}" for r in ("rax", "r13", "ecx", "si", "rsp") for m in (*MEMORY, "[rsp-8]") if ":" not in m
+            f"lea {r}, {m}"
+            for r in ("rax", "r13", "ecx", "si", "rsp")
+            for m in (*MEMORY, "[rsp-8]")
+            if ":" not in m
         ],
     }
 
@@ -197,7 +200,8 @@ def _table() -> dict[str, list[str]]:
     table |= {f"cmov{c}": _source(f"cmov{c}") for c in CONDITIONS}
     table |= {f"set{c}": [f"set{c} {o}" for o in (*REGISTERS[8], *_some_memory(8, 1))] for c in CONDITIONS}
     table |= {f"j{c}": [f"j{c} .+2", f"j{c} .+0x40", f"j{c} .-0x1000"] for c in CONDITIONS}
-    table |= {name: [f"{name} .+2", f"{name} .-0x10"] for name in ("jrcxz", "jecxz", "loop", "loope", "loopne")}
+    counted = ("jrcxz", "jecxz", "loop", "loope", "loopne")
+    table |= {name: [f"{name} .+2", f"{name} .-0x10"] for name in counted}
     table["movzx"] = _extend("movzx", ((16, 8), (32, 8), (64, 8), (32, 16), (64, 16)))
     table["movsx"] = _extend("movsx", ((16, 8), (32, 8), (64, 8), (32, 16), (64, 16)))
     table["movsxd"] = _extend("movsxd", ((64, 32),))
@@ -221,7 +225,8 @@ TABLE = _table()
 
 def assemble(lines: list[str]) -> list[bytes]:
     """The bytes of each line, by the system's assembler."""
-    text = ".intel_syntax noprefix\n" + "".join(f".balign 16, 0xcc\n{line}\n" for line in lines) + ".balign 16, 0xcc\n"
+    aligned = "".join(f".balign 16, 0xcc\n{line}\n" for line in lines)
+    text = f".intel_syntax noprefix\n{aligned}.balign 16, 0xcc\n"
     with tempfile.TemporaryDirectory() as work:
         source, binary = Path(work, "a.o"), Path(work, "a.bin")
         done = subprocess.run(
@@ -245,14 +250,22 @@ def encodings() -> dict[str, tuple[bytes, ...]]:
 
 REFUSED = (
     "lzcnt eax, eax", "xadd dword ptr [rbx], ebx", "lock xadd qword ptr [rbx], rax", "cmpxchg ebx, ecx",
-    "lock cmpxchg qword ptr [rbx], rcx", "cmpxchg16b xmmword ptr [rbx]", "rcl rax, 3", "rcr rax, 1", "div rcx",
-    "idiv ecx", "mov ds, ax", "mov fs, eax", "pop fs", "pop gs", "lss eax, [rbx]", "retf", "retfq", "int 0x80",
-    "syscall", "sysenter", ".byte 0x0f, 0x07", "iretd", "int3", "in al, dx", "rep outsb", "cpuid", "rdtsc", "rdpmc",
+    "lock cmpxchg qword ptr [rbx], rcx", "cmpxchg16b xmmword ptr [rbx]", "rcl rax, 3", "rcr rax, 1",
+    "div rcx",
+    "idiv ecx", "mov ds, ax", "mov fs, eax", "pop fs", "pop gs", "lss eax, [rbx]", "retf", "retfq",
+    "int 0x80",
+    "syscall", "sysenter", ".byte 0x0f, 0x07", "iretd", "int3", "in al, dx", "rep outsb", "cpuid", "rdtsc",
+    "rdpmc",
     "xgetbv", "wbinvd", "invd", "invlpg [rax]", "lgdt [rax]", "lidt [rax]", "ltr ax", "lldt ax", "str eax",
-    "sldt eax", "sgdt [rax]", "smsw eax", "lmsw ax", "mov rax, cr8", "mov cr8, rax", "mov rax, dr0", "mov dr3, rax",
-    "bswap ax", "rep movsb byte ptr [rdi], byte ptr gs:[rsi]", ".byte 0xf2, 0x66, 0x44, 0x0f, 0xad, 0x64, 0x20, 8",
-    "mov rax, [ecx]", "lea rax, [esp+r12d+8]", "addr32 rep movsb", "addr32 loop .+4", ".byte 0x66, 0x66, 0x01, 0xd8",
-    ".byte 0x26, 0x65, 0x8b, 0x00", "data16 jmp .+0x40", ".byte 0xf3, 0xe2, 0x00", ".byte 0xff, 0x18", ".byte 0x65, 0xff, 0x28", "popfw", "pushfw", "enter 16, 0", "xlat", "movaps xmm0, xmm1", "fld1", "fxsave [rax]", "xsave [rax]",
+    "sldt eax", "sgdt [rax]", "smsw eax", "lmsw ax", "mov rax, cr8", "mov cr8, rax", "mov rax, dr0",
+    "mov dr3, rax",
+    "bswap ax", "rep movsb byte ptr [rdi], byte ptr gs:[rsi]",
+    ".byte 0xf2, 0x66, 0x44, 0x0f, 0xad, 0x64, 0x20, 8",
+    "mov rax, [ecx]", "lea rax, [esp+r12d+8]", "addr32 rep movsb", "addr32 loop .+4",
+    ".byte 0x66, 0x66, 0x01, 0xd8",
+    ".byte 0x26, 0x65, 0x8b, 0x00", "data16 jmp .+0x40", ".byte 0xf3, 0xe2, 0x00", ".byte 0xff, 0x18",
+    ".byte 0x65, 0xff, 0x28", "popfw", "pushfw", "enter 16, 0", "xlat", "movaps xmm0, xmm1", "fld1",
+    "fxsave [rax]", "xsave [rax]",
     "vmcall", "vmlaunch", "monitor", "mwait", "rdrand eax", "rdseed eax", "xbegin .+6", "andn eax, ebx, ecx",
     "pdep eax, ebx, ecx", "movbe eax, [rbx]", "adcx eax, ebx", "crc32 eax, bl",
 )  # fmt: skip

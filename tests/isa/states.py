@@ -39,7 +39,7 @@ _LOW = ("ax", "cx", "dx", "bx", "sp", "bp", "si", "di")
 
 
 def _families() -> dict[str, str]:
-    table = {}
+    table: dict[str, str] = {}
     for i, name in enumerate(GPRS):
         if i < 8:
             low = _LOW[i]

@@ -2,25 +2,29 @@
 """The comparison is worth something only if it notices: meanings made wrong on purpose are caught."""
 
 from dataclasses import replace
-from random import Random
 
 import pytest
 
 from atomicist.isa.ir import Access, Code, Insn, Op, Space, Var, const, reg
-from tests.isa.compare import disagreements, random_choice
+from tests.isa.compare import disagreements, generator, random_choice
 from tests.isa.engines import PLACES
 from tests.isa.forms import assemble
 
 SPECIMENS = (
-    "add rax, rbx", "adc bl, al", "sub r9, [rsp+8]", "sbb rcx, -1", "cmp qword ptr [rbx], rax", "and rax, 0xfff",
-    "xor edi, edi", "test cl, 3", "dec dword ptr [rbx]", "neg rcx", "shl rax, 5", "shr rdx, 12", "sar r11, 16",
+    "add rax, rbx", "adc bl, al", "sub r9, [rsp+8]", "sbb rcx, -1", "cmp qword ptr [rbx], rax",
+    "and rax, 0xfff",
+    "xor edi, edi", "test cl, 3", "dec dword ptr [rbx]", "neg rcx", "shl rax, 5", "shr rdx, 12",
+    "sar r11, 16",
     "imul rax, rbx, 0xb0", "bt r14, 12", "btr qword ptr gs:[0x1008], rax", "movzx ecx, byte ptr [rsi]",
-    "mov rax, [rbp-8]", "mov [rdx+0x50], r10", "lea rsi, [r10+r9*4+1]", "push [rdi+0x30]", "pop [rdi]", "call .+0x40",
-    "ret 8", "ja .+0x10", "cmovbe rax, rbp", "cmovb eax, ebp", "setae r9b", "rep movsq", "xchg rax, [rbx]", "lahf",
+    "mov rax, [rbp-8]", "mov [rdx+0x50], r10", "lea rsi, [r10+r9*4+1]", "push [rdi+0x30]", "pop [rdi]",
+    "call .+0x40",
+    "ret 8", "ja .+0x10", "cmovbe rax, rbp", "cmovb eax, ebp", "setae r9b", "rep movsq", "xchg rax, [rbx]",
+    "lahf",
 )  # fmt: skip
 
 SWAPS = {
-    Code.INT_ADD: Code.INT_SUB, Code.INT_SUB: Code.INT_ADD, Code.INT_MULT: Code.INT_ADD, Code.INT_AND: Code.INT_OR,
+    Code.INT_ADD: Code.INT_SUB, Code.INT_SUB: Code.INT_ADD, Code.INT_MULT: Code.INT_ADD,
+    Code.INT_AND: Code.INT_OR,
     Code.INT_OR: Code.INT_AND, Code.INT_XOR: Code.INT_OR, Code.INT_LEFT: Code.INT_RIGHT,
     Code.INT_RIGHT: Code.INT_LEFT, Code.INT_SRIGHT: Code.INT_RIGHT, Code.INT_EQUAL: Code.INT_NOTEQUAL,
     Code.INT_NOTEQUAL: Code.INT_EQUAL, Code.INT_LESS: Code.INT_SLESS, Code.INT_SLESS: Code.INT_LESS,
@@ -51,7 +55,7 @@ def mutants(insn: Insn) -> list[Insn]:
 
 def caught(right: Insn, wrong: Insn) -> bool:
     """Whether a few states show that ``wrong`` is."""
-    random = Random(5)
+    random = generator(5)
     p, insn = PLACES.get(right.raw)
     assert insn == right
     return any(disagreements(p, wrong, *random_choice(random)) for _ in range(STATES))
@@ -67,8 +71,8 @@ def test_most_wrong_meanings_are_caught() -> None:
     for line in SPECIMENS:
         insn = lifted(line)
         for mutant in mutants(insn):
-            change = next(f"{line}: {a.code.name} -> {b.code.name}" for a, b in zip(insn.ops, mutant.ops, strict=True)
-                          if a != b)  # fmt: skip
+            pairs = zip(insn.ops, mutant.ops, strict=True)
+            change = next(f"{line}: {a.code.name} -> {b.code.name}" for a, b in pairs if a != b)
             score[caught(insn, mutant)].append(change)
     assert len(score[True]) > 200
     assert len(score[False]) < 0.2 * len(score[True]), score[False]
@@ -83,7 +87,9 @@ def test_a_flag_that_is_not_set_is_caught(line: str, flag: str) -> None:
     assert caught(insn, replace(insn, ops=kept))
 
 
-@pytest.mark.parametrize("line", ["mov eax, ebx", "add r8d, 1", "movzx ecx, byte ptr [rsi]", "cmovb eax, ebp", "lodsd"])
+@pytest.mark.parametrize(
+    "line", ["mov eax, ebx", "add r8d, 1", "movzx ecx, byte ptr [rsi]", "cmovb eax, ebp", "lodsd"]
+)
 def test_a_register_half_written_is_caught(line: str) -> None:
     insn = lifted(line)
     halves = {

@@ -3,14 +3,13 @@
 
 from collections import Counter
 from pathlib import Path
-from random import Random
 
 import pytest
 
 from atomicist.image import bare
 from atomicist.image.bare import BareConfig
 from atomicist.isa.system import SYSTEM, system_ops
-from tests.isa.compare import COUNT, MANY, compare, is_unknown, random_choice
+from tests.isa.compare import COUNT, MANY, compare, generator, is_unknown, random_choice
 from tests.isa.engines import PLACES, lifter
 from tests.isa.states import decoder
 
@@ -34,7 +33,7 @@ def form(raw: bytes) -> tuple[str, ...]:
 
 
 def check(code: dict[bytes, str]) -> None:
-    random = Random(6)
+    random = generator(6)
     compared: Counter[tuple[str, ...]] = Counter()
     wrong = []
     for raw, where in code.items():

@@ -12,13 +12,16 @@ from atomicist.isa.ir import EFFECTS, Code, Flow, Insn, Op, Space
 from atomicist.isa.lift import MAX_INSN
 from atomicist.isa.registers import SLOT, SLOTS
 from atomicist.machine.memory import canonical
-from tests.isa.compare import MANY, difference, examples, is_unknown, random_choice
+from tests.isa.compare import MANY, difference, examples, generator, is_unknown, random_choice
 from tests.isa.engines import host, lifter, may_run_on_host, reference
 from tests.isa.forms import encodings
-from tests.isa.states import CODE, SLOT as STEP, decoder, make_state, prepare  # isort: skip
+from tests.isa.states import CODE, decoder, make_state, prepare
+from tests.isa.states import SLOT as STEP
 
+ADDRESSES = (0, CODE, 0xFFFF_FFFF_8100_0FF8, (1 << 64) - 8)
 ARITY = {
-    Code.LOAD: 2, Code.STORE: 3, Code.BRANCH: 1, Code.CBRANCH: 2, Code.BRANCHIND: 1, Code.JUMP: 1, Code.CJUMP: 2,
+    Code.LOAD: 2, Code.STORE: 3, Code.BRANCH: 1, Code.CBRANCH: 2, Code.BRANCHIND: 1, Code.JUMP: 1,
+    Code.CJUMP: 2,
     Code.FAULT: 3, Code.UNKNOWN: 1, Code.NOTE: 1,
 }  # fmt: skip
 ONE = {
@@ -51,7 +54,7 @@ def _malformed(op: Op, written: set[int], count: int) -> list[str]:
     for v in (*op.ins, *((op.out,) if op.out else ())):
         if v.size not in (1, 2, 4, 8, 16):
             words.append(f"{v.size} bytes")
-        if v.space is Space.REG and not (0 <= v.off and v.off % SLOT + v.size <= SLOT and v.off < SLOT * SLOTS):
+        if v.space is Space.REG and (v.off % SLOT + v.size > SLOT or not 0 <= v.off < SLOT * SLOTS):
             words.append(f"register at {v.off}")
         if v.space is Space.CONST and v.off >> 8 * v.size:
             words.append(f"constant {v.off:#x} in {v.size} bytes")
@@ -69,7 +72,7 @@ def _malformed(op: Op, written: set[int], count: int) -> list[str]:
 
 
 @examples(1500)
-@given(code=st.binary(min_size=1, max_size=20), va=st.sampled_from([0, CODE, 0xFFFF_FFFF_8100_0FF8, (1 << 64) - 8]))
+@given(code=st.binary(min_size=1, max_size=20), va=st.sampled_from(ADDRESSES))
 def test_any_bytes(code: bytes, va: int) -> None:
     insn = lifter().lift(va, code)
     assert 1 <= insn.size <= MAX_INSN
@@ -78,7 +81,9 @@ def test_any_bytes(code: bytes, va: int) -> None:
     assert not malformed(insn), (code.hex(), insn)
 
 
-@pytest.mark.parametrize("code", [b"\x0f", b"\x66" * 15, b"\x66" * 20, b"\xf0\x0f", b"\xc5\xf8", b"\x62", b"\x48"])
+@pytest.mark.parametrize(
+    "code", [b"\x0f", b"\x66" * 15, b"\x66" * 20, b"\xf0\x0f", b"\xc5\xf8", b"\x62", b"\x48"]
+)
 def test_cut_short(code: bytes) -> None:
     insn = lifter().lift(CODE, code)
     assert is_unknown(insn)
@@ -95,7 +100,7 @@ def test_every_form_is_well_formed() -> None:
 def mutants(random: Random, count: int) -> list[bytes]:
     """Encodings with prefixes put before them and bits turned, which are still one instruction."""
     codes = [raw for group in encodings().values() for raw in group]
-    found = []
+    found: list[bytes] = []
     while len(found) < count:
         raw = bytearray(random.choice(codes))
         for _ in range(random.randrange(3)):
@@ -111,7 +116,7 @@ def mutants(random: Random, count: int) -> list[bytes]:
 def test_mutants_on_the_processor() -> None:
     """Odd encodings - prefixes without meaning, or with a surprising one - are refused or right."""
     processor = host()
-    random = Random(17) if not MANY else Random()
+    random = generator(17)
     wrong, compared = [], 0
     for n, raw in enumerate(mutants(random, 2500 * max(1, MANY))):
         p = prepare(raw, CODE + 0x80000 + STEP * (n % 4096))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from capstone import x86_const as x86
 
@@ -42,7 +42,7 @@ def _source_is_zero(p: Prepared, state: State) -> bool:
     else:
         at = effective(p, source.mem, state.registers) - ARENA
         value = int.from_bytes(state.arena[at : at + 8], "little")
-    return value & (1 << 8 * source.size) - 1 == 0
+    return not value & (1 << 8 * int(source.size)) - 1
 
 
 Condition = Callable[[Prepared, State], bool]
@@ -50,6 +50,10 @@ Condition = Callable[[Prepared, State], bool]
 
 def _always(_p: Prepared, _s: State) -> bool:
     return True
+
+
+def _count_at_least(least: int) -> Condition:
+    return lambda p, s: _count(p, s) >= least
 
 
 @dataclass(frozen=True)
@@ -66,21 +70,21 @@ def _rule(mnemonics: str, names: str, section: str, when: Condition = _always) -
     return Rule(frozenset(mnemonics.split()), frozenset(names.split()), section, when)
 
 
+_SHIFTS = "vol. 2B SAL/SAR/SHL/SHR, SHLD, SHRD: "
+
 RULES: Final = (
     _rule("and or xor test", "AF", "vol. 2A AND; vol. 2B OR, TEST; vol. 2D XOR: AF is undefined"),
     _rule("bt bts btr btc", "OF SF AF PF", "vol. 2A BT ff.: OF, SF, AF, PF are undefined, ZF is unaffected"),
     _rule("mul imul", "SF ZF AF PF", "vol. 2A IMUL, vol. 2B MUL: SF, ZF, AF, PF are undefined"),
     _rule("bsf bsr", "CF OF SF AF PF", "vol. 2A BSF, BSR: CF, OF, SF, AF, PF are undefined"),
     _rule("bsf bsr", "result", "vol. 2A BSF, BSR: the destination, for a source of zero", _source_is_zero),
-    _rule("tzcnt lzcnt", "OF SF PF AF", "vol. 2A LZCNT, vol. 2B TZCNT: OF, SF, PF, AF are undefined"),
-    _rule("shl shr sar shld shrd", "AF", "vol. 2B SAL/SAR/SHL/SHR, SHLD, SHRD: AF is undefined for a count not zero",
-          lambda p, s: _count(p, s) != 0),
-    _rule("shl shr sar shld shrd rol ror rcl rcr", "OF",
-          "vol. 2B SAL/SAR/SHL/SHR, SHLD, SHRD, RCL/RCR/ROL/ROR: OF is defined for counts of one (and zero) only",
-          lambda p, s: _count(p, s) > 1),
-    _rule("shl shr", "CF", "vol. 2B SAL/SAR/SHL/SHR: CF is undefined for a count of the operand's size or more",
+    _rule("tzcnt", "OF SF PF AF", "vol. 2B TZCNT: OF, SF, PF, AF are undefined"),
+    _rule("shl shr sar shld shrd", "AF", _SHIFTS + "AF, for a count not zero", _count_at_least(1)),
+    _rule("shl shr sar shld shrd", "OF", _SHIFTS + "OF, for a count above one", _count_at_least(2)),
+    _rule("rol ror", "OF", "vol. 2B RCL/RCR/ROL/ROR: OF, for a count above one", _count_at_least(2)),
+    _rule("shl shr", "CF", _SHIFTS + "CF, for a count of the operand's size or more",
           lambda p, s: _count(p, s) >= _width(p)),
-    _rule("shld shrd", "CF OF SF ZF AF PF result", "vol. 2B SHLD, SHRD: a count above the operand's size",
+    _rule("shld shrd", "CF OF SF ZF AF PF result", _SHIFTS + "all, for a count above the operand's size",
           lambda p, s: _count(p, s) > _width(p)),
 )  # fmt: skip
 
@@ -97,4 +101,3 @@ def undefined(p: Prepared, state: State) -> frozenset[str]:
         target = p.insn.operands[0]
         found.add(FAMILY[p.insn.reg_name(target.reg)] if target.type == x86.X86_OP_REG else "memory")
     return frozenset(found)
-

@@ -12,6 +12,7 @@ from types import MappingProxyType
 import pytest
 
 from atomicist.image.bare import BareConfig, build, kernel_source, load
+from atomicist.isa.delivery import deliver
 from atomicist.isa.ir import Code, Insn
 from atomicist.isa.registers import REGISTERS, SLOTS
 from atomicist.machine.interpreter import Fault, ForeignGsBase, Unmodelled
@@ -20,6 +21,7 @@ from atomicist.machine.target import Target
 from atomicist.native import codegen, expressions, layout
 from atomicist.native.build import cache_dir, runtime_sources, shared_object
 from atomicist.native.engine import Engine, NativeResult
+from atomicist.native.flow import FlowGraph, compilable
 from atomicist.native.tables import render
 from atomicist.spec.contexts import Context, contexts
 from atomicist.spec.events import ERROR_TOKEN, EVENTS
@@ -114,6 +116,15 @@ def test_endless_code_ends_at_the_same_instruction() -> None:
             plain = search()
             assert search(run=code.address) == plain
             assert plain.findings
+
+
+def test_all_of_the_entry_is_compiled() -> None:
+    """What is not is right, but ten times as slow."""
+    graph = FlowGraph(entry())
+    left = [i.text for va, i in entry().insns.items() if va not in graph.insns and va not in graph.stops]
+    assert {text.split()[0] for text in left} <= {"hlt", "int3"}
+    for name in EVENTS:
+        assert compilable(deliver(entry().gates[name]), delivery=True)
 
 
 def test_a_cut_search_says_so() -> None:

@@ -400,4 +400,4 @@ class _Translation:
         return Op(Code.CBRANCH, None, (where, more))
 
 
-assert SLOT == 8, "SLEIGH's 8-byte registers fill a slot"
+assert SLOT == 8, "SLEIGH's 8-byte registers fill a slot"  # noqa: S101 - two tables that must agree

@@ -86,7 +86,20 @@ _SLEIGH_NAMES: Final = {
 SLEIGH_NAME: Final[Mapping[str, str]] = MappingProxyType(
     {
         name: _SLEIGH_NAMES.get(name, name)
-        for name in (*GPRS, "RIP", *SEGMENTS, "FSBASE", "GSBASE", "CR0", "CR2", "CR3", "CR4", "DR6", "DR7", *FLAG_BITS)
+        for name in (
+            *GPRS,
+            "RIP",
+            *SEGMENTS,
+            "FSBASE",
+            "GSBASE",
+            "CR0",
+            "CR2",
+            "CR3",
+            "CR4",
+            "DR6",
+            "DR7",
+            *FLAG_BITS,
+        )
     }
 )
 """Registers that SLEIGH's specification knows too, with its name for them."""

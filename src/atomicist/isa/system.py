@@ -120,7 +120,7 @@ def iretq(b: Builder, _: Operands) -> None:
     rip, cs, flags, rsp, ss = (b.load(b.add(sp, 8 * i), access=Access.STACK) for i in range(5))
     cs, ss = b.fit(cs, 2), b.fit(ss, 2)
     b.fault_if(b.none_of(cs, (KERNEL_CS, USER_CS, USER32_CS)), GP.number, b.and_(cs, 0xFFFC))
-    # apart for each ring, so that neither selector's test depends on the other's value
+    # Tests are kept apart by branches, so that none depends on more values than it must.
     to_kernel, checked = Label(), Label()
     b.skip_if(b.eq(b.and_(cs, 3), 0), to_kernel)
     b.fault_if(b.ne(ss, USER_DS), GP.number, b.and_(ss, 0xFFFC))
@@ -129,8 +129,10 @@ def iretq(b: Builder, _: Operands) -> None:
     b.fault_if(b.none_of(ss, (0, KERNEL_DS)), GP.number, b.and_(ss, 0xFFFC))
     b.place(checked)
     b.fault_if(b.non_canonical(rip), GP.number)
-    beyond = b.ne(b.shr(rip, 32), 0)  # of the 4 GiB of a 32-bit code segment
-    b.fault_if(b.both(b.eq(cs, USER32_CS), beyond), GP.number)
+    wide = Label()
+    b.skip_if(b.ne(cs, USER32_CS), wide)
+    b.fault_if(b.ne(b.shr(rip, 32), 0), GP.number)  # beyond the 4 GiB of a 32-bit segment
+    b.place(wide)
     unpack_rflags(b, flags)
     b.set("VM", const(0, 1))
     b.set("CS", cs)

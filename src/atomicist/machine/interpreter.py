@@ -177,16 +177,14 @@ class Machine:
             index += 1
             code = op.code
             if code in PURE:
-                assert op.out is not None
+                assert op.out is not None  # noqa: S101 - by construction
                 values = [self.read(v) for v in op.ins]
                 self.write(op.out, evaluate(code, values, [v.size for v in op.ins], op.out.size))
             elif code is Code.LOAD:
-                assert op.out is not None
+                assert op.out is not None  # noqa: S101 - by construction
                 self.write(op.out, self.load(self.read(op.ins[0]), op.out.size, Access(op.ins[1].off)))
             elif code is Code.STORE:
-                self.store(
-                    self.read(op.ins[0]), op.ins[1].size, self.read(op.ins[1]), Access(op.ins[2].off)
-                )
+                self.store(self.read(op.ins[0]), op.ins[1].size, self.read(op.ins[1]), Access(op.ins[2].off))
             elif code in (Code.BRANCH, Code.BRANCHIND):
                 return self.read(op.ins[0])
             elif code is Code.CBRANCH:

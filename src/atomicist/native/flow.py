@@ -84,15 +84,19 @@ class FlowGraph:
 
 def compilable(ops: Iterable[Op], *, delivery: bool = False) -> bool:
     """Whether a trace can express ``ops``; if not, they are left to `step()`."""
-    return all(_expressible(op, delivery) for op in ops)
+    known = delivery
+    for op in ops:
+        # RIP is kept up to date between traces only; what an instruction wrote there it may read
+        if not known and any(v.space is Space.REG and v.off // SLOT == _RIP for v in op.ins):
+            return False
+        slot = op.out.off // SLOT if op.out is not None and op.out.space is Space.REG else None
+        if (slot == _SHADOW and not delivery) or not _expressible(op):
+            return False
+        known = known or slot == _RIP
+    return True
 
 
-def _expressible(op: Op, delivery: bool) -> bool:
-    slots = [v.off // SLOT for v in op.ins if v.space is Space.REG]
-    if _RIP in slots and not delivery:
-        return False
-    if op.out is not None and op.out.space is Space.REG and op.out.off // SLOT == _SHADOW:
-        return False
+def _expressible(op: Op) -> bool:
     if op.code is Code.LOAD:
         return op.out is not None and op.out.size in KINDS
     if op.code is Code.STORE:

@@ -48,7 +48,8 @@ class Origin:
 @dataclass(frozen=True, slots=True, order=True)
 class Group:
     """Contexts that differ in RIP and RSP alone: the ``key`` without RSP, the index of
-    the ``region`` that RSP lies in."""
+    the ``region`` that RSP lies in.  With the user's RSP (the SYSCALL gap) ``region`` is
+    -1, and RSP is part of the key."""
 
     key: tuple[int, ...]
     region: int
@@ -120,6 +121,7 @@ class Reach:
         self._sets: dict[Group, dict[int, _Set]] = {}
         self._certificates: list[_Certificate] = []
         self._time = 0
+        self._given: dict[tuple[Group, int, int], Context] = {}
 
     def _place(self, rsp: int) -> tuple[int, int] | None:
         """Index of the region that holds ``rsp``, and the word in it."""
@@ -130,8 +132,10 @@ class Reach:
 
     def _locate(self, context: Context) -> tuple[Group, int] | None:
         r = context.registers
+        if context.no_stack:
+            return Group((*(r[s] for s in _KEY), r[_RSP]), -1), 0
         place = self._place(r[_RSP])
-        if place is None or context.expect_df or context.no_stack or r[_CS] & 3:
+        if place is None or context.expect_df or r[_CS] & 3:
             return None
         return Group(tuple(r[s] for s in _KEY), place[0]), place[1]
 
@@ -147,7 +151,9 @@ class Reach:
         located = self._locate(context)
         if located is None or context.registers[_RIP] not in self._index:
             return False
-        self._add(located[0], context.registers[_RIP], 1 << located[1], _Source(0, 0, context.name))
+        rip = context.registers[_RIP]
+        self._given[located[0], rip, located[1]] = context
+        self._add(located[0], rip, 1 << located[1], _Source(0, 0, context.name))
         return True
 
     def _add(self, group: Group, rip: int, words: int, source: _Source) -> bool:
@@ -182,6 +188,9 @@ class Reach:
             rsps &= _bits(r.covers_rsp)
         if not sound:
             rips, rsps, met, values = own, 1 << bit, [], [frozenset() for _ in values]
+        if group.region < 0:
+            rsps = 1
+            values.append(frozenset())
         self._certificates.append(
             _Certificate(group, tuple(values), rips | own, rsps | 1 << bit, bit, tuple(met))
         )
@@ -203,7 +212,7 @@ class Reach:
         where = m.group
         if certificate is not None:
             where = m.group_for(group)
-            if m.context.relative:
+            if m.context.relative and certificate.group.region >= 0:
                 shift = m.bit - certificate.bit
                 words = members << shift if shift >= 0 else members >> -shift
         if m.context.handler:
@@ -251,6 +260,9 @@ class Reach:
         return self._target.regions[group.region]
 
     def _context(self, group: Group, rip: int, bit: int) -> Context:
+        given = self._given.get((group, rip, bit))
+        if given is not None:
+            return given
         rsp = self._region(group).bottom + WORD * bit
         values = list(group.key)
         values.insert(_AT_RSP, rsp)

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Explains a counterexample in words: what arrived where, what broke, who overwrote
+what, who should have completed it, and the stacks before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from typing import Final
+
+from atomicist.report.history import PT_REGS, WORD, Delivery, History
+from atomicist.report.loss import how
+from atomicist.report.places import Places
+from atomicist.report.stacks import Picture, beside, draw
+from atomicist.report.text import Line, clean, count, join, name, wrap
+from atomicist.report.values import Values
+from atomicist.search.replay import Replay, Step
+from atomicist.spec.properties import PROPERTIES
+
+MAX_EVENTS: Final = 12
+"""Deliveries that are told one by one; of more, the first and the last."""
+
+
+def no_lines(_: int) -> str:
+    """Where there are no source lines."""
+    return ""
+
+
+class Explanation:
+    """A replay in words, for a page of ``width`` columns; ``source`` gives the
+    file:line of an instruction, where it is known."""
+
+    def __init__(
+        self, replay: Replay, width: int, *, ascii_only: bool = True, source: Callable[[int], str] = no_lines
+    ) -> None:
+        self._replay = replay
+        self._history = History(replay)
+        self._values = Values(self._history)
+        self._places = Places(replay.target, source)
+        self._width = width
+        self._ascii = ascii_only
+
+    def lines(self) -> Iterator[Line]:
+        """All of it."""
+        schedule = self._replay.schedule.text(self._replay.target)
+        yield Line(clean(f"Counterexample: {schedule}" if self._replay.verdict.property else f"Replay: {schedule}"), "bold")
+        yield Line()
+        yield Line("What happens", "bold")
+        yield from self._story()
+        if not self._replay.verdict.property:
+            yield from self._paragraph(f"Nothing is violated: {self._outcome()}.", style="green")
+            return
+        yield Line()
+        yield from self._wrong()
+        yield Line()
+        sentences = how(self._history, self._values, self._places)
+        if sentences:
+            yield Line("How it is lost", "bold")
+            for sentence in sentences:
+                yield from self._paragraph(sentence)
+            yield Line()
+        yield from self._pictures()
+        known = PROPERTIES.get(self._replay.verdict.property)
+        if known is not None:
+            yield Line("What to do", "bold")
+            yield from self._paragraph(known.do)
+
+    def _outcome(self) -> str:
+        outcome = clean(self._replay.verdict.outcome)
+        return "the interrupted context runs again, unchanged, and every event was handled" if outcome == "resumed" else outcome
+
+    def _paragraph(self, text: str, indent: int = 2, hanging: int = 2, style: str = "") -> Iterator[Line]:
+        for line in wrap(text, self._width, indent, hanging):
+            yield Line(line, style)
+
+    # --- what happens
+
+    def _story(self) -> Iterator[Line]:
+        context = self._replay.context
+        yield from self._paragraph(f"0. Start: {context.about} (context {context.name}).", 2, 5)
+        number = 0
+        told = [s for s in self._replay.steps if s.kind != "insn"]
+        deliveries = {d.step: d for d in self._history.deliveries}
+        for place, step in enumerate(told):
+            if MAX_EVENTS <= place < len(told) - MAX_EVENTS:
+                if place == MAX_EVENTS:
+                    yield from self._paragraph(f"... {count(len(told) - 2 * MAX_EVENTS, 'more event')} ...", 5)
+                number += 1
+                continue
+            number += 1
+            yield from self._paragraph(f"{number}. {self._tell(step, deliveries)}", 2, 5)
+
+    def _tell(self, step: Step, deliveries: dict[int, Delivery]) -> str:
+        if step.kind == "deliver" and step.index in deliveries:
+            return self._tell_delivery(deliveries[step.index])
+        if step.kind == "commit":
+            open_now = [d for d in self._history.deliveries if d.step < step.index and not 0 <= d.ended < step.index]
+            first = next((d.step for d in open_now[-1:]), 0)
+            whose = join([d.who for d in open_now if not any(c for c in self._history.commits if d.step < c < step.index)])
+            return (
+                f"After {count(step.index - first - 1, 'instruction')}, commit at {self._places.bare(step.rip)}: the image "
+                f"says that no IST stack is in use from here{f', and {whose} on the main stack' if whose else ''}."
+            )
+        if step.kind == "handler":
+            vector = self._replay.target.handlers.get(step.rip, "")
+            event = vector if vector == "NMI" else f"#{vector}"
+            if step.index == len(self._replay.steps) - 1 and self._replay.verdict.property:
+                return f"{name(step.text)}, the handler of {event}, is called. Here it shows."
+            return f"{name(step.text)}, the handler of {event}, runs and returns."
+        return clean(step.text)
+
+    def _tell_delivery(self, d: Delivery) -> str:
+        region = self._replay.target.region(d.frame)
+        stack = f"{name(region.name)}, " if region else ""
+        pushed = f"Hardware pushes {', '.join(reversed(d.slots().values()))} on {stack}at {d.frame:#x}."
+        if d.inside < 0:
+            at = "in user mode" if self._history.user else f"at {self._places.full(d.rip)}"
+            return f"{d.who[0].upper()}{d.who[1:]} arrives {at}. {pushed}"
+        outer = self._history.deliveries[d.inside]
+        state = self._state(outer, d)
+        last = self._replay.steps[d.step - 1] if d.step else None
+        if last is not None and last.text.startswith("iret"):
+            state = f"right behind the IRET at {self._places.bare(last.rip)}, {state}"
+        return f"{d.who[0].upper()}{d.who[1:]} arrives at {self._places.full(d.rip)}: {state}. {pushed}"
+
+    def _state(self, outer: Delivery, d: Delivery) -> str:
+        if d.early and self._replay.target.claims:
+            return f"{outer.who} has not committed"
+        if outer.handled < 0 or outer.handled > d.step:
+            return f"{outer.who} is on the way to its handler"
+        return f"{outer.who} is on the way back from its handler"
+
+    # --- what is wrong
+
+    def _wrong(self) -> Iterator[Line]:
+        verdict = self._replay.verdict
+        known = PROPERTIES.get(verdict.property)
+        yield Line(f"What is wrong: {clean(verdict.property)}", "bold red")
+        if known is not None:
+            yield from self._paragraph(f"It must hold that {known.title}. {known.means}")
+        subject = clean(verdict.subject)
+        at = f"Noticed at {self._places.full(verdict.rip)}."
+        if verdict.expected is None and verdict.found is None:
+            yield from self._paragraph(f"It concerns {subject}. {at}" if subject else at)
+            return
+        yield from self._paragraph(at)
+        for label, value in (("expected", verdict.expected), ("found", verdict.found)):
+            if value is not None:
+                meaning = self._values.long(value, subject)
+                yield from self._paragraph(f"{subject} {label}: {value:#x}, {meaning}", 4, 8, "green" if label == "expected" else "red")
+
+    # --- the stacks
+
+    def _pictures(self) -> Iterator[Line]:
+        pictures = list(self._choose())
+        if not pictures:
+            return
+        yield Line("The stacks", "bold")
+        drawn = [draw(p, self._history, self._values, self._width, ascii_only=self._ascii) for p in pictures]
+        both = beside(drawn[0], drawn[1], self._width) if len(drawn) == 2 else None
+        for lines in [both] if both else drawn:
+            yield from lines
+            yield Line()
+
+    def _choose(self) -> Iterator[Picture]:
+        history, replay = self._history, self._replay
+        end = len(replay.steps) - 1
+        affected = history.affected()
+        if affected is not None:
+            damage = history.damage(affected)
+            rows = self._rows(affected)
+            if damage:
+                first = min(d.write.step for d in damage)
+                last = max(d.write.step for d in damage)
+                yield Picture(f"Before: {affected.who} is in progress", first - 1, rows)
+                owner = history.owner(damage[0].write)
+                marks = {d.address: "LOST" for d in damage}
+                yield Picture(f"After: overwritten by {owner.who if owner else 'others'}", last, rows, marks)
+            elif replay.verdict.expected is not None:
+                freed = [w.step for a in rows for w in replay.writes.get(a, ()) if w.by == "freed" and w.step > affected.step]
+                right = {a: "the right value" for a in rows if self._held(a, min(freed, default=end + 1) - 1)}
+                title = f"Before: {affected.who}, as it was saved"
+                yield Picture(title, min(freed, default=end + 1) - 1, rows, {}, right)
+        regs = history.shown_pt_regs()
+        if regs is not None:
+            slots = {regs + WORD * i: slot for i, slot in enumerate(PT_REGS)}
+            wrong = {a: "LOST: wrong value" for a, slot in slots.items() if slot == replay.verdict.subject}
+            yield Picture("After: the pt_regs that the handler is given", end, slots, wrong, {regs: "RDI"})
+        elif replay.verdict.property in ("IST002", "IST005"):
+            frame = history.returned_frame()
+            if frame is not None:
+                slots = {frame + WORD * i: slot for i, slot in enumerate(PT_REGS[-5:])}
+                wrong = {a: "LOST: wrong value" for a, slot in slots.items() if slot == replay.verdict.subject}
+                yield Picture("After: the frame that was returned through", end, slots, wrong)
+
+    def _held(self, address: int, step: int) -> bool:
+        return self._history.value(address, step) == self._replay.verdict.expected
+
+    def _rows(self, delivery: Delivery) -> dict[int, str]:
+        """What to draw of a delivery's stack: its frame, and where that is the layout its pt_regs."""
+        slots = dict(delivery.slots())
+        region = self._replay.target.region(delivery.frame)
+        regs = max(slots) + WORD * (1 - len(PT_REGS))
+        if region is None or not self._replay.target.claims or regs < region.bottom:
+            return slots
+        pushed = {regs + WORD * i: slot for i, slot in enumerate(PT_REGS)}
+        used = {a for a in pushed for w in self._replay.writes.get(a, ()) if w.by != "freed"}
+        return {a: slots.get(a, slot) for a, slot in pushed.items() if a in used or a in slots}
+
+
+def trace(replay: Replay, *, source: Callable[[int], str] = no_lines) -> Iterator[Line]:
+    """Every step of ``replay``, indented by how many events are open."""
+    places = Places(replay.target, source)
+    for kind, steps in groupby(replay.steps, key=lambda s: s.kind):
+        for s in steps:
+            line = source(s.rip)
+            at = f"{s.index:6} {'  ' * min(s.depth, 20)}{places.bare(s.rip):<32} "
+            said = clean(s.text) if kind in ("insn", "handler") else f"--- {clean(s.text)} ---"
+            style = "" if kind == "insn" else "bold"
+            yield Line(f"{at}{said}{f'  [{clean(line)}]' if line else ''}", style)

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Draws stacks as they were at one step: a line a word, the top above."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from atomicist.report.history import WORD, History
+from atomicist.report.text import Line, clean, name
+from atomicist.report.values import Values
+
+WIDE: Final = 68
+"""Columns from which what a value is, and who wrote it, stand beside it."""
+
+_MEANING: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """The words at ``slots`` (address -> name) after ``step``, under a ``title``; ``marks``
+    says a word about some of them, ``pointers`` is what points to where."""
+
+    title: str
+    step: int
+    slots: Mapping[int, str]
+    marks: Mapping[int, str] = field(default_factory=dict)
+    pointers: Mapping[int, str] = field(default_factory=dict)
+
+
+def draw(picture: Picture, history: History, values: Values, width: int, *, ascii_only: bool) -> list[Line]:
+    """The picture in lines of at most ``width`` where that is possible."""
+    addresses = sorted(picture.slots, reverse=True)
+    if not addresses:
+        return []
+    target = history.replay.target
+    region = target.region(addresses[-1])
+    top = region.top if region else addresses[0] + WORD
+    where = name(region.name) if region else "memory"
+    bar, edge, arrow = ("|", "+" + "-" * 28 + "+", "<--") if ascii_only else ("\u2502", "", "\u25c4\u2500\u2500")
+    if not ascii_only:
+        edge = "\u2500" * 28
+    offset = max(7, max(len(f"{top - a:#x}") for a in addresses) + 1)
+    pad = " " * (offset + 3)
+    lines = [Line(clean(f"  {picture.title}"), "bold")]
+    lines.append(Line(f"  {where}, top at {top:#x}", "dim"))
+    lines.append(Line(pad + (edge if ascii_only else f"\u250c{edge}\u2510")))
+    before = addresses[0] + WORD
+    for address in addresses:
+        if address + WORD != before:
+            lines.append(Line(f"{pad}{bar} {'...':<26} {bar}"))
+        before = address
+        lines += _row(picture, address, f"{f'-{top - address:#x}':>{offset + 2}}", (bar, arrow), history, values, width)
+    lines.append(Line(pad + (edge if ascii_only else f"\u2514{edge}\u2518")))
+    return lines
+
+
+def _row(
+    picture: Picture, address: int, offset: str, signs: tuple[str, str], history: History, values: Values, width: int
+) -> list[Line]:
+    bar, arrow = signs
+    slot = picture.slots[address]
+    value = history.value(address, picture.step)
+    number = "?" if value is None else f"{value:#x}"
+    mark, pointer = picture.marks.get(address, ""), picture.pointers.get(address, "")
+    style = "bold red" if mark else ""
+    cell = f"{offset} {bar} {slot[:7]:<7} {number:>18} {bar}"
+    said = [f"{arrow} {clean(text)}" for text in (mark, pointer) if text]
+    if width < WIDE:
+        return [Line(cell, style), *(Line(f"{' ' * len(offset)}   {text}", style) for text in said)]
+    meaning = values.short(value, slot)
+    by = writer(history, address, picture.step)
+    text = f"{cell} {meaning:<{_MEANING}}"
+    beside = [t for t in (by, *said) if t]
+    for number_, part in enumerate(beside):
+        if len(text) + 2 + len(part) > width and number_ > 0:
+            return [Line(text.rstrip(), style), *(Line(f"{' ' * len(offset)}   {t}", style) for t in beside[number_:])]
+        text += ("  " if number_ else " ") + part
+    return [Line(text.rstrip()[: max(width, WIDE)], style)]
+
+
+def writer(history: History, address: int, step: int) -> str:
+    """Who wrote the word last, in a few words."""
+    write = history.last_write(address, step)
+    if write is None:
+        return ""
+    owner = history.owner(write)
+    who = owner.who.removeprefix("the ") if owner else ""
+    if write.by == "delivery":
+        return f"by hardware, {who}"
+    if write.by == "freed":
+        return "free"
+    return f"by {name(history.replay.target.symbolize(write.rip))}"
+
+
+def beside(left: Sequence[Line], right: Sequence[Line], width: int) -> list[Line] | None:
+    """Two pictures next to each other, None where there is no room."""
+    wide = max((len(line.text) for line in left), default=0)
+    if wide + 3 + max((len(line.text) for line in right), default=0) > width:
+        return None
+    empty = Line()
+    rows = max(len(left), len(right))
+    pairs = zip([*left, *[empty] * (rows - len(left))], [*right, *[empty] * (rows - len(right))], strict=True)
+    return [Line(f"{a.text:<{wide}}   {b.text}".rstrip(), a.style if a.style == b.style else "") for a, b in pairs]
