@@ -259,7 +259,7 @@ REFUSED = (
     "xgetbv", "wbinvd", "invd", "invlpg [rax]", "lgdt [rax]", "lidt [rax]", "ltr ax", "lldt ax", "str eax",
     "sldt eax", "sgdt [rax]", "smsw eax", "lmsw ax", "mov rax, cr8", "mov cr8, rax", "mov rax, dr0",
     "mov dr3, rax",
-    "bswap ax", "rep movsb byte ptr [rdi], byte ptr gs:[rsi]",
+    ".byte 0x66, 0x0f, 0xc8", "rep movsb byte ptr [rdi], byte ptr gs:[rsi]",
     ".byte 0xf2, 0x66, 0x44, 0x0f, 0xad, 0x64, 0x20, 8",
     "mov rax, [ecx]", "lea rax, [esp+r12d+8]", "addr32 rep movsb", "addr32 loop .+4",
     ".byte 0x66, 0x66, 0x01, 0xd8",

@@ -76,7 +76,9 @@ _PREFIX_GROUPS: Final = {
 _FAR: Final = (3, 5)
 """Opcode FF with these in ModRM.reg branches far (SDM vol. 2, appendix A, table A-6)."""
 
-_STRINGS: Final = frozenset({"movs", "stos", "lods", "cmps", "scas"})
+_STRINGS: Final = frozenset(
+    stem + size for stem in ("movs", "stos", "lods", "cmps", "scas") for size in "bwdq"
+)
 
 _WITH_AF: Final = ("INT_SCARRY", "INT_SBORROW")
 """The overflow operations, which name the operands that AF comes from."""
@@ -164,9 +166,9 @@ def _check_prefixes(raw: bytes, stem: str) -> None:
         raise _Unsupported("two prefixes of one group")
     if 0x66 in found and (stem.startswith(("j", "loop")) or stem in ("call", "ret")):
         raise _Unsupported("operand-size prefix of a branch, on which processors differ")
-    if "repeat" in groups and stem[:-1] not in _STRINGS and stem not in ("ret", "tzcnt", "popcnt"):
+    if "repeat" in groups and stem not in _STRINGS and stem not in ("ret", "tzcnt", "popcnt"):
         raise _Unsupported("repeat prefix of an instruction that does not repeat")
-    if "segment" in groups and stem[:-1] in _STRINGS:
+    if "segment" in groups and stem in _STRINGS:
         raise _Unsupported("string instruction with a segment")
 
 
@@ -379,7 +381,7 @@ class _Translation:
             return
         if target.space.name == "ram" and name in ("BRANCH", "CBRANCH", "CALL"):
             where = const(target.offset)
-            if target.offset == self._va and self._stem[:-1] in _STRINGS:
+            if target.offset == self._va and self._stem in _STRINGS:
                 self._ops.append(self._next_iteration(where, rest))
                 return
             inner = target.offset in (self._va, self._va + self._size)

@@ -4,13 +4,12 @@ what, who should have completed it, and the stacks before and after."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import groupby
+from collections.abc import Iterator
 from typing import Final
 
 from atomicist.report.history import PT_REGS, WORD, Delivery, History
 from atomicist.report.loss import how
-from atomicist.report.places import Places
+from atomicist.report.places import Places, Source, no_lines
 from atomicist.report.stacks import Picture, beside, draw
 from atomicist.report.text import Line, clean, count, join, name, wrap
 from atomicist.report.values import Values
@@ -21,22 +20,17 @@ MAX_EVENTS: Final = 12
 """Deliveries that are told one by one; of more, the first and the last."""
 
 
-def no_lines(_: int) -> str:
-    """Where there are no source lines."""
-    return ""
-
-
 class Explanation:
     """A replay in words, for a page of ``width`` columns; ``source`` gives the
     file:line of an instruction, where it is known."""
 
     def __init__(
-        self, replay: Replay, width: int, *, ascii_only: bool = True, source: Callable[[int], str] = no_lines
+        self, replay: Replay, width: int, *, ascii_only: bool = True, source: Source = no_lines
     ) -> None:
         self._replay = replay
         self._history = History(replay)
         self._values = Values(self._history)
-        self._places = Places(replay.target, source)
+        self._places = Places(replay, source)
         self._width = width
         self._ascii = ascii_only
 
@@ -99,7 +93,7 @@ class Explanation:
             whose = join([d.who for d in open_now if not any(c for c in self._history.commits if d.step < c < step.index)])
             return (
                 f"After {count(step.index - first - 1, 'instruction')}, commit at {self._places.bare(step.rip)}: the image "
-                f"says that no IST stack is in use from here{f', and {whose} on the main stack' if whose else ''}."
+                f"says that no IST stack is in use from here.{f' This commits {whose}.' if whose else ''}"
             )
         if step.kind == "handler":
             vector = self._replay.target.handlers.get(step.rip, "")
@@ -208,13 +202,12 @@ class Explanation:
         return {a: slots.get(a, slot) for a, slot in pushed.items() if a in used or a in slots}
 
 
-def trace(replay: Replay, *, source: Callable[[int], str] = no_lines) -> Iterator[Line]:
+def trace(replay: Replay, *, source: Source = no_lines) -> Iterator[Line]:
     """Every step of ``replay``, indented by how many events are open."""
-    places = Places(replay.target, source)
-    for kind, steps in groupby(replay.steps, key=lambda s: s.kind):
-        for s in steps:
-            line = source(s.rip)
-            at = f"{s.index:6} {'  ' * min(s.depth, 20)}{places.bare(s.rip):<32} "
-            said = clean(s.text) if kind in ("insn", "handler") else f"--- {clean(s.text)} ---"
-            style = "" if kind == "insn" else "bold"
-            yield Line(f"{at}{said}{f'  [{clean(line)}]' if line else ''}", style)
+    places = Places(replay, source)
+    for s in replay.steps:
+        plain = s.kind == "insn"
+        line = places.line(s.rip) if plain else ""
+        at = f"{s.index:6} {'  ' * min(s.depth, 20)}{places.bare(s.rip):<32} "
+        said = clean(s.text) if plain else f"--- {s.kind}: {clean(s.text)} ---"
+        yield Line(f"{at}{said}{f'  [{line}]' if line else ''}", "" if plain else "bold")

@@ -75,15 +75,18 @@ class History:
         self._told: Counter[str] = Counter()
         for step in replay.steps:
             for gone in self.open[step.depth :]:
-                gone.ended = step.index
+                gone.ended = step.index if gone.ended < 0 else gone.ended
             del self.open[step.depth :]
-            self._owner.append(self.open[-1].number if self.open else -1)
+            now = next((d for d in reversed(self.open) if d.ended < 0), None)
+            self._owner.append(now.number if now else -1)
             if step.kind == "deliver" and len(self.deliveries) < len(replay.frames):
                 self._deliver(step.index, step.rip, totals)
             elif step.kind == "commit":
                 self.commits.append(step.index)
             elif step.kind == "handler":
                 self._handled(step.index, step.rip)
+            elif step.text.startswith("iret") and now is not None and now.handled >= 0:
+                now.ended = step.index
 
     @property
     def user(self) -> bool:
@@ -97,7 +100,7 @@ class History:
         nth = self._told[vector]
         ordinal = _ORDINALS[nth] if nth < len(_ORDINALS) else f"{nth}th "
         who = f"the {ordinal}{event}" if totals[vector] > 1 else f"the {event}"
-        parent = self.open[-1] if self.open else None
+        parent = next((d for d in reversed(self.open) if d.ended < 0), None)
         early = parent is not None and parent.handled < 0 and not any(c > parent.step for c in self.commits)
         delivery = Delivery(
             len(self.deliveries), vector, who, step, rip, frame, size, parent.number if parent else -1, early

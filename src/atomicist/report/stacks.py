@@ -14,7 +14,7 @@ from atomicist.report.values import Values
 WIDE: Final = 68
 """Columns from which what a value is, and who wrote it, stand beside it."""
 
-_MEANING: Final = 20
+_MEANING: Final = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,8 @@ def draw(picture: Picture, history: History, values: Values, width: int, *, asci
     bar, edge, arrow = ("|", "+" + "-" * 28 + "+", "<--") if ascii_only else ("\u2502", "", "\u25c4\u2500\u2500")
     if not ascii_only:
         edge = "\u2500" * 28
+    room = max(len(values.short(history.value(a, picture.step), s)) for a, s in picture.slots.items())
+    columns = (width, min(room, _MEANING))
     offset = max(7, max(len(f"{top - a:#x}") for a in addresses) + 1)
     pad = " " * (offset + 3)
     lines = [Line(clean(f"  {picture.title}"), "bold")]
@@ -51,15 +53,17 @@ def draw(picture: Picture, history: History, values: Values, width: int, *, asci
         if address + WORD != before:
             lines.append(Line(f"{pad}{bar} {'...':<26} {bar}"))
         before = address
-        lines += _row(picture, address, f"{f'-{top - address:#x}':>{offset + 2}}", (bar, arrow), history, values, width)
+        lines += _row(picture, address, f"{f'-{top - address:#x}':>{offset + 2}}", (bar, arrow), history, values, columns)
     lines.append(Line(pad + (edge if ascii_only else f"\u2514{edge}\u2518")))
     return lines
 
 
 def _row(
-    picture: Picture, address: int, offset: str, signs: tuple[str, str], history: History, values: Values, width: int
-) -> list[Line]:
+    picture: Picture, address: int, offset: str, signs: tuple[str, str], history: History, values: Values,
+    columns: tuple[int, int],
+) -> list[Line]:  # fmt: skip
     bar, arrow = signs
+    width, room = columns
     slot = picture.slots[address]
     value = history.value(address, picture.step)
     number = "?" if value is None else f"{value:#x}"
@@ -69,15 +73,20 @@ def _row(
     said = [f"{arrow} {clean(text)}" for text in (mark, pointer) if text]
     if width < WIDE:
         return [Line(cell, style), *(Line(f"{' ' * len(offset)}   {text}", style) for text in said)]
-    meaning = values.short(value, slot)
-    by = writer(history, address, picture.step)
-    text = f"{cell} {meaning:<{_MEANING}}"
-    beside = [t for t in (by, *said) if t]
-    for number_, part in enumerate(beside):
-        if len(text) + 2 + len(part) > width and number_ > 0:
-            return [Line(text.rstrip(), style), *(Line(f"{' ' * len(offset)}   {t}", style) for t in beside[number_:])]
-        text += ("  " if number_ else " ") + part
-    return [Line(text.rstrip()[: max(width, WIDE)], style)]
+    text = f"{cell} {_cut(values.short(value, slot), room):<{room}}  "
+    text = (text + _cut(writer(history, address, picture.step), width - len(text))).rstrip()
+    below = []
+    for part in said:
+        if not below and len(text) + 2 + len(part) <= width:
+            text += f"  {part}"
+        else:
+            below.append(Line(f"{' ' * len(offset)}   {part}", style))
+    return [Line(text, style), *below]
+
+
+def _cut(text: str, room: int) -> str:
+    """The end of ``text``, which tells more than its beginning."""
+    return text if len(text) <= room else ".." + text[len(text) - max(0, room - 2) :]
 
 
 def writer(history: History, address: int, step: int) -> str:
@@ -88,10 +97,10 @@ def writer(history: History, address: int, step: int) -> str:
     owner = history.owner(write)
     who = owner.who.removeprefix("the ") if owner else ""
     if write.by == "delivery":
-        return f"by hardware, {who}"
+        return f"hardware, {who}"
     if write.by == "freed":
         return "free"
-    return f"by {name(history.replay.target.symbolize(write.rip))}"
+    return f"{name(history.replay.target.symbolize(write.rip))}"
 
 
 def beside(left: Sequence[Line], right: Sequence[Line], width: int) -> list[Line] | None:

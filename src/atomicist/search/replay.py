@@ -119,6 +119,7 @@ class _Run:
         self._by = "insn"
         self._watching = True
         self._resume_at = (0, 0)
+        self._deeper: list[tuple[int, int]] = []
 
     def run(self) -> Replay:
         try:
@@ -192,7 +193,9 @@ class _Run:
 
     def _inject(self, injection: Injection) -> None:
         vector = injection.vector
-        self.machine["RSP"] -= injection.depth
+        if injection.depth:
+            self.machine["RSP"] -= injection.depth
+            self._deeper.append((len(self.observer.instances), injection.depth))
         if not self.observer.gate_open(vector):
             raise ScheduleError(f"{vector} cannot be delivered at {self._where()}: its gate is closed there")
         gate = self.replay.target.gates[vector]
@@ -241,6 +244,9 @@ class _Run:
             return
         if machine.notes & {Note.IRET, Note.SYSRET}:
             self.observer.returned()
+            if self._deeper and self._deeper[-1][0] == len(self.observer.instances):
+                # back in a handler that had used more stack: it gives that up again
+                self.machine["RSP"] += self._deeper.pop()[1]
 
     def _faulted(self, fault: Fault) -> None:
         if self.observer.place() & Place.DELIBERATE and fault.reason == "non-canonical":

@@ -11,6 +11,7 @@ from typing import Final
 
 from atomicist.isa.registers import BY_SLOT, SLOTS
 from atomicist.machine.target import Target
+from atomicist.native.codegen import compiled
 from atomicist.native.engine import NativeEvent, NativeFinding, NativeResult
 from atomicist.search.certificate import Raw, certify
 from atomicist.search.progress import Listener, Progress, silent
@@ -18,9 +19,9 @@ from atomicist.search.reach import Origin
 from atomicist.search.replay import Replay, Timed, find_context, replay_timed
 from atomicist.search.result import Coverage, Finding, Result
 from atomicist.search.schedule import Injection, Schedule, ScheduleError
-from atomicist.search.workers import Workers, default_workers, engine
+from atomicist.search.workers import Workers, compiled_code, default_workers, engine
 from atomicist.spec.contexts import Context, contexts
-from atomicist.spec.events import EVENTS
+from atomicist.spec.events import ERROR_TOKEN, EVENTS
 from atomicist.spec.properties import CODES
 
 BUDGET: Final = 3
@@ -28,6 +29,9 @@ BUDGET: Final = 3
 
 KEPT: Final = 4096
 """Findings of one exploration that the native model keeps."""
+
+SHRINK_LIMIT: Final = 300_000
+"""Schedules that are walked at most to find a shorter counterexample."""
 
 EXPLORED: Final = ("user", "kernel-task")
 """Start contexts of an enumeration."""
@@ -49,7 +53,7 @@ def _enumerate(task: _Task) -> NativeResult:
     c = task.context
     return engine().enumerate(
         c.registers, budget=task.budget, offered=task.offered, first=1 << task.vector, expect_df=c.expect_df,
-        no_stack=c.no_stack, stop=KEPT,
+        no_stack=c.no_stack, stop=KEPT, run=compiled_code(),
     )  # fmt: skip
 
 
@@ -65,6 +69,8 @@ def enumerate_all(
     tasks = [_Task(find_context(target, n), v, offered, budget) for n in names for v in present]
     coverage, raw, because = Coverage(contexts=len(names)), [], ""
     interrupted = False
+    # once, here: workers that were forked before would each compile it
+    compiled(target, CODES, EVENTS, ERROR_TOKEN)
     with Workers(target, workers or default_workers()) as pool:
         try:
             for done, (task, r) in enumerate(zip(tasks, pool.map(_enumerate, tasks), strict=True), start=1):
@@ -125,7 +131,7 @@ def shrink(target: Target, raw: Raw) -> Raw:
             offered = sum(1 << v for v in used)
             result = engine().enumerate(
                 start.registers, budget=budget, offered=offered, first=offered, expect_df=start.expect_df,
-                no_stack=start.no_stack, stop=KEPT,
+                no_stack=start.no_stack, stop=KEPT, limit=SHRINK_LIMIT,
             )  # fmt: skip
             for f in result.findings:
                 if f.property == raw.finding.property:

@@ -8,6 +8,7 @@ and two give the same result.
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -17,6 +18,7 @@ from multiprocessing.pool import Pool
 from typing import Final, TypeVar
 
 from atomicist.machine.target import Target
+from atomicist.native.codegen import Compiled, compiled
 from atomicist.native.engine import Engine
 from atomicist.spec.events import ERROR_TOKEN, EVENTS
 from atomicist.spec.properties import CODES
@@ -34,6 +36,7 @@ class _Here:
 
     target: Target | None = None
     engine: Engine | None = None
+    compiled: Compiled | None = None
     candidates: tuple[tuple[int, ...], ...] = ()
 
 
@@ -56,6 +59,15 @@ def engine() -> Engine:
     return _here.engine
 
 
+def compiled_code() -> ctypes.c_void_p:
+    """The address of this process's target as machine code, for `Engine.enumerate`."""
+    if _here.compiled is None:
+        if _here.target is None:
+            raise RuntimeError("no target: compiled_code() is for tasks of Workers")
+        _here.compiled = compiled(_here.target, CODES, EVENTS, ERROR_TOKEN)
+    return _here.compiled.address
+
+
 def default_workers() -> int:
     """One worker a core, at most two: more gain nothing on the machines this is for."""
     return max(1, min(2, os.cpu_count() or 1))
@@ -76,7 +88,8 @@ class Workers:
         self._pool: Pool | None = None
 
     def __enter__(self) -> Workers:
-        _here.target, _here.engine, _here.candidates = self._target, None, self._candidates
+        _here.target, _here.engine, _here.compiled = self._target, None, None
+        _here.candidates = self._candidates
         new_engine(self._target).close()  # compile once, and fail here if there is no compiler
         if self._count > 1:
             self._pool = multiprocessing.get_context("fork").Pool(self._count, _start)
@@ -88,7 +101,7 @@ class Workers:
             self._pool.join()
         if _here.engine is not None:
             _here.engine.close()
-        _here.target = _here.engine = None
+        _here.target = _here.engine = _here.compiled = None
 
     def map(self, function: Callable[[Task], Answer], tasks: Iterable[Task]) -> Iterator[Answer]:
         """``function`` of each task, in order, as they come in."""

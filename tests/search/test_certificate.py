@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The reduction is sound: it finds what brute force finds, and covers what it says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import MappingProxyType
+
+import pytest
+
+from atomicist.isa.registers import REGISTERS
+from atomicist.machine.target import Target
+from atomicist.native.engine import NativeResult
+from atomicist.native.tables import KEY_SLOTS
+from atomicist.search.certificate import certify
+from atomicist.search.reach import Reach
+from atomicist.search.replay import find_context
+from atomicist.search.workers import new_engine
+from atomicist.spec.contexts import Context, contexts, from_key
+from atomicist.spec.events import EVENTS
+
+RSP, RIP = REGISTERS["RSP"].slot, REGISTERS["RIP"].slot
+
+
+def with_vectors(target: Target, *names: str) -> Target:
+    """The same image on a machine that has only some of the events."""
+    gates = {n: g for n, g in target.gates.items() if n in names or n not in EVENTS}
+    return replace(target, gates=MappingProxyType(gates))
+
+
+def run(target: Target, context: Context, vector: str, *, brute: bool = False) -> NativeResult:
+    with new_engine(target) as engine:
+        return engine.certify(
+            context.registers, EVENTS.index(vector), expect_df=context.expect_df, no_stack=context.no_stack, brute=brute
+        )
+
+
+@pytest.mark.parametrize("name", ["user", "kernel-task", "kernel-main-0x8"])
+def test_classes_count_what_brute_force_counts(entry: Target, name: str) -> None:
+    """With three vectors all nestings can be walked one by one: the same number of
+    interleavings, the same contexts behind, the same commits."""
+    some = with_vectors(entry, "NMI", "MC", "DB")
+    context = find_context(some, name)
+    memo, brute = run(some, context, "NMI"), run(some, context, "NMI", brute=True)
+    assert memo.findings == brute.findings == ()
+    assert memo.interleavings == brute.interleavings > 10_000
+    assert {(c.key, c.rip) for c in memo.emitted} == {(c.key, c.rip) for c in brute.emitted}
+    assert memo.worst_commit <= brute.worst_commit
+    assert memo.misses < brute.misses / 50
+
+
+def test_what_a_certificate_covers_behaves_the_same(entry: Target) -> None:
+    """Contexts at other RIPs and RSPs that a certificate says it holds for are explored
+    themselves: no finding, and exactly as many interleavings."""
+    order = sorted(entry.insns)
+    main = entry.main_stack()
+    assert main is not None
+    values = {name: find_context(entry, "kernel-main-0x8").registers[REGISTERS[name].slot] for name in KEY_SLOTS}
+    rip = entry.symbols["atomic_ist_committed_nmi"]
+
+    def at(rsp: int, where: int) -> Context:
+        return from_key(entry, "probe", values | {"RSP": rsp}, where)
+
+    first = run(entry, at(main.top - 0x400, rip), "MC")
+    rips = [va for va, flag in zip(order, first.covers, strict=True) if flag]
+    rsps = [main.bottom + 8 * i for i, flag in enumerate(first.covers_rsp[: (main.top - main.bottom) // 8]) if flag]
+    assert len(rips) > 20
+    assert len(rsps) > 200
+    for probe in (at(main.top - 0x400, rips[-1]), at(rsps[0], rip), at(rsps[-1], rips[0])):
+        again = run(entry, probe, "MC")
+        assert again.findings == ()
+        assert again.interleavings == first.interleavings
+        assert again.worst_commit == first.worst_commit
+    uncovered = [main.bottom + 8 * i for i in range((main.top - main.bottom) // 8) if not first.covers_rsp[i]]
+    assert main.bottom in uncovered, "where there is no room the outcome is another one"
+
+
+def test_one_worker_and_two_give_the_same(entry: Target) -> None:
+    """Order decides, not arrival."""
+    some = with_vectors(entry, "NMI", "MC")
+    one, raw_one = certify(some, workers=1)
+    two, raw_two = certify(some, workers=2)
+    assert replace(one, seconds=0) == replace(two, seconds=0)
+    assert raw_one == raw_two == ()
+    assert one.closed, one.open_because
+    assert one.coverage.contexts > 100_000
+
+
+def test_a_dependence_on_an_interrupted_register_is_not_closed(entry: Target) -> None:
+    """The reach is only as good as the check that nothing else mattered: an outcome that
+    rests on RAX is reported with the register's name."""
+    from atomicist.search.certificate import Certifier
+    from atomicist.search.progress import silent
+
+    certifier = Certifier(entry, (0,), silent)
+    context = find_context(entry, "user")
+    result = replace(run(with_vectors(entry, "NMI"), context, "NMI"), dependence=(0, entry.symbols["asm_exc_nmi"]))
+    certifier._judge(context, result)
+    assert certifier.open_because == "the outcome from user depends on RAX at asm_exc_nmi"
+
+
+def test_start_contexts_have_names_of_their_own(entry: Target) -> None:
+    names = [c.name for c in contexts(entry)]
+    assert len(names) == len(set(names)) > 50
+    for part in ("user", "gap-", "kernel-irq", "kernel-entry", "kernel-main", "bad-iret", "contradiction"):
+        assert any(part in n for n in names)
+
+
+def test_reach_gives_every_context_an_origin(entry: Target) -> None:
+    """Contexts that are met can be reached by a schedule from a start context."""
+    some = with_vectors(entry, "NMI", "MC")
+    reach = Reach(some)
+    start = find_context(some, "kernel-main-0x8")
+    reach.certified(start, [run(some, start, "NMI"), run(some, start, "MC")], sound=True)
+    reach.spread()
+    left = reach.uncovered()
+    assert left
+    for context, origin in left:
+        assert origin.name == "kernel-main-0x8"
+        assert origin.legs
+        assert context.registers[RIP] in some.insns
