@@ -16,8 +16,8 @@ help: ## this list
 setup: ## .venv with the locked versions, and the Debian packages
 	@tools/bootstrap
 
-verify: setup ## check the entry in kernel/ at every instruction boundary
-	@$(BIN)/atomicist verify $(ARGS)
+verify: setup ## the main job: our entry closed; a naive one and Debian's kernel for comparison
+	@$(if $(ARGS),$(BIN)/atomicist verify $(ARGS),tools/verify-all)
 
 test: setup ## the tests, without those that are slow or need a Linux tree
 	@$(BIN)/python -m pytest -m "not slow and not kernel" $(ARGS)
@@ -34,7 +34,7 @@ format: setup ## put the Python files into the one format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-kernel-image: setup ## build a Linux kernel with the entry in it
+kernel-image: ## fetch Debian's kernel image to build/kernel-image/vmlinuz
 	@tools/kernel-image $(ARGS)
 
 bench: setup ## measure

@@ -12,7 +12,8 @@ from atomicist.isa.registers import REGISTERS
 from atomicist.machine.target import Target
 from atomicist.native.engine import NativeResult
 from atomicist.native.tables import KEY_SLOTS
-from atomicist.search.certificate import certify
+from atomicist.search.certificate import Certifier, certify
+from atomicist.search.progress import silent
 from atomicist.search.reach import Reach
 from atomicist.search.replay import find_context
 from atomicist.search.workers import new_engine
@@ -31,7 +32,11 @@ def with_vectors(target: Target, *names: str) -> Target:
 def run(target: Target, context: Context, vector: str, *, brute: bool = False) -> NativeResult:
     with new_engine(target) as engine:
         return engine.certify(
-            context.registers, EVENTS.index(vector), expect_df=context.expect_df, no_stack=context.no_stack, brute=brute
+            context.registers,
+            EVENTS.index(vector),
+            expect_df=context.expect_df,
+            no_stack=context.no_stack,
+            brute=brute,
         )
 
 
@@ -55,7 +60,9 @@ def test_what_a_certificate_covers_behaves_the_same(entry: Target) -> None:
     order = sorted(entry.insns)
     main = entry.main_stack()
     assert main is not None
-    values = {name: find_context(entry, "kernel-main-0x8").registers[REGISTERS[name].slot] for name in KEY_SLOTS}
+    values = {
+        name: find_context(entry, "kernel-main-0x8").registers[REGISTERS[name].slot] for name in KEY_SLOTS
+    }
     rip = entry.symbols["atomic_ist_committed_nmi"]
 
     def at(rsp: int, where: int) -> Context:
@@ -63,7 +70,11 @@ def test_what_a_certificate_covers_behaves_the_same(entry: Target) -> None:
 
     first = run(entry, at(main.top - 0x400, rip), "MC")
     rips = [va for va, flag in zip(order, first.covers, strict=True) if flag]
-    rsps = [main.bottom + 8 * i for i, flag in enumerate(first.covers_rsp[: (main.top - main.bottom) // 8]) if flag]
+    rsps = [
+        main.bottom + 8 * i
+        for i, flag in enumerate(first.covers_rsp[: (main.top - main.bottom) // 8])
+        if flag
+    ]
     assert len(rips) > 20
     assert len(rsps) > 200
     for probe in (at(main.top - 0x400, rips[-1]), at(rsps[0], rip), at(rsps[-1], rips[0])):
@@ -89,12 +100,11 @@ def test_one_worker_and_two_give_the_same(entry: Target) -> None:
 def test_a_dependence_on_an_interrupted_register_is_not_closed(entry: Target) -> None:
     """The reach is only as good as the check that nothing else mattered: an outcome that
     rests on RAX is reported with the register's name."""
-    from atomicist.search.certificate import Certifier
-    from atomicist.search.progress import silent
-
     certifier = Certifier(entry, (0,), silent)
     context = find_context(entry, "user")
-    result = replace(run(with_vectors(entry, "NMI"), context, "NMI"), dependence=(0, entry.symbols["asm_exc_nmi"]))
+    result = replace(
+        run(with_vectors(entry, "NMI"), context, "NMI"), dependence=(0, entry.symbols["asm_exc_nmi"])
+    )
     certifier._judge(context, result)
     assert certifier.open_because == "the outcome from user depends on RAX at asm_exc_nmi"
 

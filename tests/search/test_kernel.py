@@ -39,7 +39,9 @@ def test_each_entry_restores_the_context(kernel: Target, context: str, vector: s
 @pytest.mark.parametrize("context", ["user", "kernel-task"])
 def test_one_nested_event_is_survived(kernel: Target, context: str) -> None:
     """An NMI with one #MC anywhere in it, and the other way round."""
-    result, raw = enumerate_all(kernel, vectors=(0, 2), budget=2, names=(context,), workers=1, listener=silent)
+    result, raw = enumerate_all(
+        kernel, vectors=(0, 2), budget=2, names=(context,), workers=1, listener=silent
+    )
     assert result.coverage.executed > 200
     assert {tuple(EVENTS[e.vector] for e in r.finding.events) for r in raw} <= {("MC", "MC")}
 

@@ -49,12 +49,17 @@ def test_what_is_wrong_is_said(entry: Target, text: str, words: str) -> None:
         parse(text, entry)
 
 
-@given(st.text(max_size=60) | st.from_regex(r"user:[A-Z]{2,3}(@[+a-z_0-9x#~]{0,20})?(,[A-Z@+#~]{0,9})*", fullmatch=True))
+@given(
+    st.text(max_size=60)
+    | st.from_regex(r"user:[A-Z]{2,3}(@[+a-z_0-9x#~]{0,20})?(,[A-Z@+#~]{0,9})*", fullmatch=True)
+)
 def test_any_text_is_read_or_refused(entry: Target, text: str) -> None:
     try:
         schedule = parse(text, entry)
-    except ScheduleError as e:
-        assert str(e) and "\n" not in str(e)
+    except ScheduleError as error:
+        words = str(error)
+        assert words, text
+        assert "\n" not in words
     else:
         assert all(i.vector in EVENTS for i in schedule.injections)
 

@@ -33,9 +33,9 @@ def run(args: argparse.Namespace) -> int:
     terminal = Terminal(sys.stdout)
     for number in dict.fromkeys(wanted or PROPERTIES):
         known = PROPERTIES[number]
-        terminal.line(f"{known.number}: {known.title}", "bold")
+        terminal.say(f"{known.number}: {known.title}", "bold")
         for label, text in (("means", known.means), ("do", known.do)):
             terminal.lines(Line(line) for line in wrap(f"{label}: {text}", terminal.width, 4, 8))
-        terminal.line()
-    terminal.line(f"next: {selection.command('verify')}")
+        terminal.say()
+    terminal.say(f"next: {selection.command('verify')}")
     return PASSED

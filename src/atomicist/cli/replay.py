@@ -31,18 +31,18 @@ def run(args: argparse.Namespace) -> int:
     terminal = Terminal(sys.stdout)
     if args.trace:
         terminal.lines(trace(shown, source=image.source))
-        terminal.line()
+        terminal.say()
     violated = shown.verdict.property
     outcome = f"{clean(violated)} is violated" if violated else f"nothing is violated: {clean(shown.verdict.outcome)}"
-    terminal.line(f"{clean(image.target.name)}: {outcome}", "bold red" if violated else "bold green")
-    terminal.line(f"build id {clean(image.target.build_id) or 'none'}, {' '.join(map(clean, image.target.config))}", "dim")
-    terminal.line()
+    terminal.say(f"{clean(image.target.name)}: {outcome}", "bold red" if violated else "bold green")
+    terminal.say(f"build id {clean(image.target.build_id) or 'none'}, {' '.join(map(clean, image.target.config))}", "dim")
+    terminal.say()
     terminal.lines(Explanation(shown, terminal.width, ascii_only=terminal.ascii, source=image.source).lines())
-    terminal.line()
+    terminal.say()
     again = selection.command("replay", *image.options, args.schedule)
     if violated:
-        terminal.line(f"next: {selection.command('explain', violated)}")
-        terminal.line(f"      {again} --trace" if not args.trace else f"      {selection.command('verify', *image.options)}")
+        terminal.say(f"next: {selection.command('explain', violated)}")
+        terminal.say(f"      {again} --trace" if not args.trace else f"      {selection.command('verify', *image.options)}")
         return FINDINGS
-    terminal.line(f"next: {selection.command('verify', *image.options)}")
+    terminal.say(f"next: {selection.command('verify', *image.options)}")
     return PASSED

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
         return PASSED
     if terminal.width < NARROW:
         for s in known:
-            terminal.line(f"{clean(s.name)}  {clean(s.property)}", "bold")
+            terminal.say(f"{clean(s.name)}  {clean(s.property)}", "bold")
             terminal.lines(Line(line) for line in wrap(s.origin, terminal.width, 4))
     else:
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
@@ -45,10 +45,10 @@ def run(args: argparse.Namespace) -> int:
         for s in known:
             table.add_row(Text(clean(s.name)), Text(clean(s.property)), Text(clean(s.origin)))
         terminal.print(table)
-    terminal.line()
-    terminal.line(count(len(known), "specimen"))
+    terminal.say()
+    terminal.say(count(len(known), "specimen"))
     if known:
-        terminal.line(f"next: {selection.command('verify', '--specimen', known[0].name)}")
+        terminal.say(f"next: {selection.command('verify', '--specimen', known[0].name)}")
     return PASSED
 
 

@@ -129,17 +129,17 @@ def _note_unused(args: argparse.Namespace, image: selection.Image) -> None:
     unused = [f"--{name}" for name in ("budget", "context") if getattr(args, name)]
     if unused and image.target.claims and not args.quiet:
         does = "does" if len(unused) == 1 else "do"
-        Terminal(sys.stderr).line(
+        Terminal(sys.stderr).say(
             f"{join(unused)} {does} not narrow this: the image says where it commits, so all contexts and depths are covered"
         )
 
 
 def _list_contexts(terminal: Terminal, image: selection.Image) -> int:
     for context in contexts(image.target):
-        terminal.line(context.name, "bold")
+        terminal.say(context.name, "bold")
         terminal.lines(Line(text) for text in wrap(context.about, terminal.width, 4))
-    terminal.line()
-    terminal.line(f"next: {selection.command('replay', *image.options, 'user:NMI')}")
+    terminal.say()
+    terminal.say(f"next: {selection.command('replay', *image.options, 'user:NMI')}")
     return PASSED
 
 
@@ -152,15 +152,15 @@ def _show(terminal: Terminal, result: Result, shown: Replay | None, image: selec
         schedule = shown.schedule.text(image.target)
         if not quiet:
             show_findings(terminal, result)
-            terminal.line()
+            terminal.say()
             terminal.lines(
                 Explanation(shown, terminal.width, ascii_only=terminal.ascii, source=image.source).lines()
             )
-            terminal.line()
-        terminal.line(f"next: {selection.command('replay', *image.options, schedule)}")
-        terminal.line(f"      {selection.command('explain', shown.verdict.property)}")
+            terminal.say()
+        terminal.say(f"next: {selection.command('replay', *image.options, schedule)}")
+        terminal.say(f"      {selection.command('explain', shown.verdict.property)}")
     elif not quiet:
-        terminal.line(f"next: {_next(result, image)}")
+        terminal.say(f"next: {_next(result, image)}")
 
 
 def _next(result: Result, image: selection.Image) -> str:

@@ -39,8 +39,9 @@ USER_PAGE: Final = 0x0000_7FFF_1234_5000
 _IST: Final = {"df": 1, "nmi": 2, "db": 3, "mc": 4, "vc": 5}
 _GATES: Final = (
     (NMI, "asm_exc_nmi", "nmi"), (DB, "asm_exc_debug", "db"), (MC, "asm_exc_machine_check", "mc"),
-    (VC, "asm_exc_vmm_communication", "vc"), (DF, "asm_exc_double_fault", "df"), (UD, "asm_exc_invalid_op", ""),
-    (NP, "asm_exc_segment_not_present", ""), (SS, "asm_exc_stack_segment", ""),
+    (VC, "asm_exc_vmm_communication", "vc"), (DF, "asm_exc_double_fault", "df"),
+    (UD, "asm_exc_invalid_op", ""), (NP, "asm_exc_segment_not_present", ""),
+    (SS, "asm_exc_stack_segment", ""),
     (GP, "asm_exc_general_protection", ""), (PF, "asm_exc_page_fault", ""),
 )  # fmt: skip
 _HANDLERS: Final = {
@@ -173,7 +174,9 @@ class _Loader:
             if entry in symbols
         }
         handlers = {self._symbol(name): vector for name, vector in _HANDLERS.items() if name in symbols}
-        in_text = [a for n, a in symbols.items() if self._has_code(a) and not n.endswith(("_end", "_text_start"))]
+        in_text = [
+            a for n, a in symbols.items() if self._has_code(a) and not n.endswith(("_end", "_text_start"))
+        ]
         insns = reachable(in_text, self._fetch, handlers, Lifter())
         kernel_cr3 = KERNEL_PGD | (PCID_KERNEL if config.pcid else 0)
         return Target(
@@ -235,10 +238,9 @@ class _Loader:
     def _pages(self) -> tuple[Page, ...]:
         pages = []
         memory = self._contents()
-        both = _BOTH if self._config.pti else _BOTH
         for n in self._region_names():
-            for base in range(self._symbol(f"{n}_bottom"), self._symbol(f"{n}_top"), PAGE):
-                pages.append(Page(base, memory.page(base), _REGIONS[n][1]))
+            span = range(self._symbol(f"{n}_bottom"), self._symbol(f"{n}_top"), PAGE)
+            pages += [Page(base, memory.page(base), _REGIONS[n][1]) for base in span]
         entry = range(self._symbol("__entry_text_start"), self._symbol("__entry_text_end"))
         for s in self._elf.segments:
             if not s.flags & 1:
@@ -246,8 +248,10 @@ class _Loader:
             for base in range(s.va & ~(PAGE - 1), s.va + len(s.data), PAGE):
                 lo = max(base, s.va)
                 data = bytes(lo - base) + bytes(s.data[lo - s.va : base + PAGE - s.va])
-                root = both if base in entry else PageFlag.KERNEL_ROOT
-                pages.append(Page(base, data.ljust(PAGE, b"\0"), root | PageFlag.EXECUTABLE | PageFlag.CONSTANT))
+                root = _BOTH if base in entry else PageFlag.KERNEL_ROOT
+                pages.append(
+                    Page(base, data.ljust(PAGE, b"\0"), root | PageFlag.EXECUTABLE | PageFlag.CONSTANT)
+                )
         pages.append(Page(USER_PAGE, bytes(PAGE), _BOTH | PageFlag.USER_PAGE | PageFlag.WRITABLE))
         return tuple(pages)
 

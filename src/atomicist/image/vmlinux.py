@@ -15,7 +15,8 @@ from typing import Final
 
 from atomicist.image.errors import ImageError
 from atomicist.image.kernel import load_kernel
-from atomicist.image.layout import LinuxLayout, Region as LinuxRegion
+from atomicist.image.layout import LinuxLayout
+from atomicist.image.layout import Region as LinuxRegion
 from atomicist.image.linux import describe
 from atomicist.image.reach import DATA, TABLE
 from atomicist.isa.delivery import VECTORS, Gate
@@ -82,7 +83,7 @@ class _Loader:
             places=MappingProxyType({va: Place.ENTRY for va in insns if va not in stubs}),
             pages=self._pages(set(insns)),
             regions=self._regions(),
-            symbols=MappingProxyType(self._symbols(insns)),
+            symbols=MappingProxyType(self._symbols()),
             user_root_bit=USER_ROOT_BIT if pti else 0,
             kernel_cr3=KERNEL_PGD | ("PCID" in layout.features),
             kernel_gsbase=layout.percpu_base,
@@ -92,19 +93,26 @@ class _Loader:
             slot_bytes=0,
         )
 
-    def _symbols(self, insns: object) -> dict[str, int]:
+    def _symbols(self) -> dict[str, int]:
         layout = self._layout
         names = {n: a[0] for n, a in self._kernel.names.items() if len(a) == 1}
         low, high = layout.user_text
         kept = {n: a for n, a in names.items() if low <= a < high}
-        used = {h.symbol: h.address for h in layout.handlers} | {f: names[f] for f in layout.helpers if f in names}
+        used = {h.symbol: h.address for h in layout.handlers} | {
+            f: names[f] for f in layout.helpers if f in names
+        }
         return kept | used
 
     def _regions(self) -> tuple[Region, ...]:
         layout = self._layout
         used = {v.stack for v in layout.vectors if v.name != "df"}
         regions = [
-            Region(f"{s.name} stack", s.bottom, s.top, RegionKind.IST_STACK if s.name in used else RegionKind.OTHER)
+            Region(
+                f"{s.name} stack",
+                s.bottom,
+                s.top,
+                RegionKind.IST_STACK if s.name in used else RegionKind.OTHER,
+            )
             for s in layout.stacks
         ]
         entry, thread = layout.entry_stack, layout.thread_stack
@@ -125,8 +133,10 @@ class _Loader:
         for region in layout.regions:
             whole = region.name in _WHOLE or region.name.endswith(" stack")
             end = region.va + region.size
-            inside = range(region.va & -PAGE, end, PAGE) if whole else (
-                va for va in touched if region.va & -PAGE <= va < end
+            inside = (
+                range(region.va & -PAGE, end, PAGE)
+                if whole
+                else (va for va in touched if region.va & -PAGE <= va < end)
             )
             for va in inside:
                 wanted[va] = region

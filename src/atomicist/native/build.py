@@ -18,7 +18,8 @@ from typing import Final
 
 RUNTIME: Final = Path(__file__).parent / "runtime"
 FLAGS: Final = (
-    "-std=gnu11", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-strict-aliasing", "-Wall", "-Wextra",
+    "-std=gnu11", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-strict-aliasing", "-Wall",
+    "-Wextra",
 )  # fmt: skip
 
 
@@ -48,7 +49,14 @@ def shared_object(sources: Mapping[str, str], units: Sequence[str], flags: Seque
     Returns its path in the cache. Raises `BuildError` with the compiler's words."""
     cc = compiler()
     key = hashlib.sha256()
-    for part in (cc, _version(cc), *FLAGS, *flags, *units, *(f"{k}\0{v}" for k, v in sorted(sources.items()))):
+    for part in (
+        cc,
+        _version(cc),
+        *FLAGS,
+        *flags,
+        *units,
+        *(f"{k}\0{v}" for k, v in sorted(sources.items())),
+    ):
         key.update(part.encode() + b"\0")
     place = cache_dir() / f"{key.hexdigest()[:32]}.so"
     if place.exists():
@@ -59,7 +67,9 @@ def shared_object(sources: Mapping[str, str], units: Sequence[str], flags: Seque
             _compile(cc, Path(work), sources, units, flags)
             Path(work, "out.so").rename(place)
     except OSError as e:
-        raise BuildError(f"cannot write compiled code to {place.parent}: {e.strerror}; set ATOMICIST_CACHE") from e
+        raise BuildError(
+            f"cannot write compiled code to {place.parent}: {e.strerror}; set ATOMICIST_CACHE"
+        ) from e
     return place
 
 
@@ -70,7 +80,9 @@ def _version(cc: str) -> str:
         raise BuildError(f"cannot run the C compiler {cc}: {e.strerror}") from e
 
 
-def _compile(cc: str, work: Path, sources: Mapping[str, str], units: Sequence[str], flags: Sequence[str]) -> None:
+def _compile(
+    cc: str, work: Path, sources: Mapping[str, str], units: Sequence[str], flags: Sequence[str]
+) -> None:
     for name, text in sources.items():
         (work / name).write_text(text)
     command = [cc, *FLAGS, *flags, "-o", "out.so", *units]

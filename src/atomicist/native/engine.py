@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes as c
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from atomicist.isa.delivery import VECTORS, deliver
 from atomicist.isa.ir import Flow, Op, Var
@@ -96,7 +97,12 @@ class Engine:
     """The native runtime, loaded with one target. Use as a context manager."""
 
     def __init__(
-        self, target: Target, properties: Mapping[str, int], events: Sequence[str], error_token: int, max_steps: int
+        self,
+        target: Target,
+        properties: Mapping[str, int],
+        events: Sequence[str],
+        error_token: int,
+        max_steps: int,
     ) -> None:
         """Raises `native.build.BuildError` if there is no working compiler."""
         sources = runtime_sources() | {"tables.h": render(properties, events, error_token)}
@@ -109,10 +115,10 @@ class Engine:
         self._order = sorted(target.insns)
         self._image = self._make_image(target, events, max_steps)
         self._search = c.c_void_p(self._lib.atomicist_new(c.byref(self._image)))
-        if not self._search:
+        if self._search.value is None:
             raise MemoryError("the native runtime could not allocate its tables")
 
-    def __enter__(self) -> Engine:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -120,7 +126,7 @@ class Engine:
 
     def close(self) -> None:
         """Free the runtime's memory."""
-        if self._search:
+        if self._search.value is not None:
             self._lib.atomicist_free(self._search)
             self._search = c.c_void_p()
 
@@ -155,9 +161,9 @@ class Engine:
         covers = c.string_at(self._lib.atomicist_covers(self._search), len(self._order))
         covers_rsp = c.string_at(self._lib.atomicist_covers_rsp(self._search), MAX_STACK_WORDS)
         return NativeResult(
-            tuple(self._findings(int(t.findings))), tuple(self._contexts(int(t.emitted))), covers, covers_rsp, self._covered_values(),
-            t.guest_insns, t.interleavings, t.executed, t.boundaries, t.hits, t.misses, t.worst_commit,
-            t.lowest_main, int(t.overflow), broken,
+            tuple(self._findings(int(t.findings))), tuple(self._contexts(int(t.emitted))), covers, covers_rsp,
+            self._covered_values(), t.guest_insns, t.interleavings, t.executed, t.boundaries, t.hits, t.misses,
+            t.worst_commit, t.lowest_main, int(t.overflow), broken,
         )  # fmt: skip
 
     def candidates(self, values: Sequence[Sequence[int]]) -> None:
@@ -187,7 +193,15 @@ class Engine:
         for i in range(count):
             e = table[i]
             source = tuple(_KEY_INDEX.get(slot) for slot in e.source)
-            yield NativeContext(tuple(e.r), source, e.rip, bool(e.relative), bool(e.handler), _events(e.events, e.nevents), e.steps)
+            yield NativeContext(
+                tuple(e.r),
+                source,
+                e.rip,
+                bool(e.relative),
+                bool(e.handler),
+                _events(e.events, e.nevents),
+                e.steps,
+            )
 
     def _make_image(self, target: Target, events: Sequence[str], max_steps: int) -> layout.CImage:
         ops: list[Op] = []

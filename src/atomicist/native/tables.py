@@ -33,7 +33,7 @@ CODE_NUMBER: Final[Mapping[Code, int]] = {code: i + 1 for i, code in enumerate(C
 
 def render(properties: Mapping[str, int], events: Sequence[str], error_token: int) -> str:
     """The text of tables.h."""
-    lines = ["/* Printed by atomicist.native.tables; do not edit. */", "#define NSLOTS %du" % SLOTS]
+    lines = ["/* Printed by atomicist.native.tables; do not edit. */", f"#define NSLOTS {SLOTS}u"]
     lines += [f"#define REG_{name} {r.slot}u" for name, r in REGISTERS.items()]
     lines += [f"#define REG_FLAGS_IMAGE {SLOTS}u", f"#define RFLAGS_FIXED {RFLAGS_FIXED}ull"]
     lines += [f"#define CODE_{code.value} {number}u" for code, number in CODE_NUMBER.items()]
@@ -49,7 +49,9 @@ def render(properties: Mapping[str, int], events: Sequence[str], error_token: in
     frame = [(8 * i, name) for i, name in enumerate(PT_REGS) if name != "ORIG_RAX"]
     arrays = {
         "slot_size": [r.size for r in REGISTERS.values()],
-        "slot_bits": [FLAG_BITS[name][1] if name in FLAG_BITS else 8 * r.size for name, r in REGISTERS.items()],
+        "slot_bits": [
+            FLAG_BITS[name][1] if name in FLAG_BITS else 8 * r.size for name, r in REGISTERS.items()
+        ],
         "flag_slot": [REGISTERS[name].slot for name in FLAG_BITS],
         "flag_bit": [bit for bit, _ in FLAG_BITS.values()],
         "pt_offset": [offset for offset, _ in frame],
@@ -58,7 +60,11 @@ def render(properties: Mapping[str, int], events: Sequence[str], error_token: in
         "vector_error": [int(VECTORS[name].has_error_code) for name in events],
         "vector_fault_class": [int(VECTORS[name].fault_class) for name in events],
     }
-    lines += [f"#define NFLAGS {len(FLAG_BITS)}u", f"#define NPT {len(frame)}u", f"#define NGPRS {len(GPRS)}u"]
+    lines += [
+        f"#define NFLAGS {len(FLAG_BITS)}u",
+        f"#define NPT {len(frame)}u",
+        f"#define NGPRS {len(GPRS)}u",
+    ]
     lines += [f"#define NKEY {len(KEY_SLOTS)}u"]
     for name, values in arrays.items():
         text = ", ".join(map(str, values))

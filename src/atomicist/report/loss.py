@@ -84,7 +84,8 @@ class _Loss:
 
     def _elsewhere(self, damage: list[Damage]) -> list[str]:
         frame = {d.address for d in damage}
-        lost, kept = [], []
+        lost: list[str] = []
+        kept: list[str] = []
         for d in damage:
             if not self._values.short(d.write.old, d.slot) or d.slot not in ("RIP", "RSP"):
                 continue

@@ -61,7 +61,7 @@ class Display:
                 self._live.start()
         elif self._clock() - self._said >= EVERY:
             self._said = self._clock()
-            self._terminal.line(self.words(1 << 16))
+            self._terminal.say(self.words(1 << 16))
             self._terminal.file.flush()
 
     def _draw(self) -> Text:

@@ -75,7 +75,7 @@ def _row(
         return [Line(cell, style), *(Line(f"{' ' * len(offset)}   {text}", style) for text in said)]
     text = f"{cell} {_cut(values.short(value, slot), room):<{room}}  "
     text = (text + _cut(writer(history, address, picture.step), width - len(text))).rstrip()
-    below = []
+    below: list[Line] = []
     for part in said:
         if not below and len(text) + 2 + len(part) <= width:
             text += f"  {part}"

@@ -55,7 +55,7 @@ def show_summary(terminal: Terminal, result: Result) -> None:
         if unsaid.get(key, 1):
             table.add_row(Text(key), Text(value))
     terminal.print(table)
-    terminal.line()
+    terminal.say()
     said = verdict(result)
     terminal.lines(Line(text, said.style) for text in wrap(said.text, terminal.width))
 
@@ -70,5 +70,5 @@ def show_findings(terminal: Terminal, result: Result) -> None:
     for number, times in sorted(counts.items()):
         known = PROPERTIES.get(number)
         table.add_row(Text(clean(number)), Text(known.title if known else ""), Text(f"{times:,}"))
-    terminal.line()
+    terminal.say()
     terminal.print(table)

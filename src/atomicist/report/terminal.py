@@ -49,7 +49,7 @@ class Terminal(Console):
         for line in lines:
             self.print(Text(line.text, style=line.style), soft_wrap=True)
 
-    def line(self, text: str = "", style: str = "") -> None:
+    def say(self, text: str = "", style: str = "") -> None:
         """Print one line as it is; the terminal may wrap it, so that it can be copied."""
         self.lines([Line(text, style)])
 

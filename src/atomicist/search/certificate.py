@@ -127,7 +127,9 @@ class Certifier:
         elif result.dependence is not None and not result.findings:
             place, va = result.dependence
             what = BY_SLOT[place] if place < SLOTS else "memory that it does not own"
-            self.open_because = f"the outcome from {context.name} depends on {what} at {self._target.symbolize(va)}"
+            self.open_because = (
+                f"the outcome from {context.name} depends on {what} at {self._target.symbolize(va)}"
+            )
 
 
 def certify(

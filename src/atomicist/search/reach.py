@@ -164,7 +164,9 @@ class Reach:
         self._time += 1
         known.words |= added
         known.sources.append(
-            _Source(self._time, added, source.name, source.certificate, source.met, source.group, source.members)
+            _Source(
+                self._time, added, source.name, source.certificate, source.met, source.group, source.members
+            )
         )
         return True
 
@@ -181,7 +183,9 @@ class Reach:
         group, bit = located
         own = 1 << self._index[context.registers[_RIP]] if context.registers[_RIP] in self._index else 0
         rips, rsps = -1, -1
-        values = [frozenset.intersection(*columns) for columns in zip(*(r.covers_key for r in results), strict=True)]
+        values = [
+            frozenset.intersection(*columns) for columns in zip(*(r.covers_key for r in results), strict=True)
+        ]
         del values[_AT_RSP]
         for r in results:
             rips &= _bits(r.covers)
@@ -238,7 +242,8 @@ class Reach:
         if members == certificate.members.get(group, 0):
             return False
         certificate.members[group] = members
-        return any([self._spread_one(certificate, m, group, members) for m in certificate.met])
+        changed = [self._spread_one(certificate, m, group, members) for m in certificate.met]
+        return any(changed)
 
     def uncovered(self) -> list[tuple[Context, Origin]]:
         """For each stack, one context that no certificate covers; the certificate for it

@@ -91,7 +91,9 @@ def find_context(target: Target, name: str) -> Context:
     """The start context ``name``. Raises `ScheduleError` if there is none."""
     found = next((c for c in contexts(target) if c.name == name), None)
     if found is None:
-        raise ScheduleError(f"{target.name} has no start context '{name[:60]}' (atomicist verify --list-contexts)")
+        raise ScheduleError(
+            f"{target.name} has no start context '{name[:60]}' (atomicist verify --list-contexts)"
+        )
     return found
 
 
@@ -106,7 +108,9 @@ class Timed:
 
 
 class _Run:
-    def __init__(self, target: Target, context: Context, schedule: Schedule, timed: Sequence[Timed] = ()) -> None:
+    def __init__(
+        self, target: Target, context: Context, schedule: Schedule, timed: Sequence[Timed] = ()
+    ) -> None:
         self.machine = Machine(target)
         self.machine.registers[:] = context.registers
         self.machine.watch = self._store
@@ -155,7 +159,9 @@ class _Run:
                 self._inject(injection)
                 continue
             if not self.observer.instances:
-                raise ScheduleError("the schedule's first event never arrives: it must have no place, or RIP's")
+                raise ScheduleError(
+                    "the schedule's first event never arrives: it must have no place, or RIP's"
+                )
             self._step()
             self._steps += 1
         raise Violation("ENDLESS", f"more than {MAX_STEPS} steps")
@@ -182,7 +188,11 @@ class _Run:
                 self.replay.schedule.context, (*self.replay.schedule.injections, injection)
             )
             return injection
-        elif self._timed and self._timed[0].steps < 0 and self._resume_at == (rip, len(self.observer.instances)):
+        elif (
+            self._timed
+            and self._timed[0].steps < 0
+            and self._resume_at == (rip, len(self.observer.instances))
+        ):
             self._timed[0] = Timed(self._timed[0].vector, self._steps)
             return self._due()
         return None
@@ -257,7 +267,9 @@ class _Run:
             # judged at the instruction that faulted, which the frame names
             self.machine["RIP"] = self.machine.memory.word(self.machine["RSP"] + WORD) or 0
             self.observer.deliberate()
-        raise Violation(_REFUSALS[fault.reason], f"{self._where()}, vector {fault.vector}", None, fault.address)
+        raise Violation(
+            _REFUSALS[fault.reason], f"{self._where()}, vector {fault.vector}", None, fault.address
+        )
 
     def _poison(self, region: Region) -> None:
         memory = self.machine.memory

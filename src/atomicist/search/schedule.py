@@ -70,7 +70,9 @@ def parse(text: str, target: Target) -> Schedule:
         raise ScheduleError(f"a schedule has at most {MAX_LENGTH} characters, this one {len(text)}")
     context, colon, events = text.strip().partition(":")
     if not colon or not _CONTEXT.fullmatch(context):
-        raise ScheduleError("a schedule reads CONTEXT:EVENT[@PLACE],...: for example user:NMI,MC@asm_exc_nmi+0x4")
+        raise ScheduleError(
+            "a schedule reads CONTEXT:EVENT[@PLACE],...: for example user:NMI,MC@asm_exc_nmi+0x4"
+        )
     parts = events.split(",")
     if len(parts) > MAX_EVENTS:
         raise ScheduleError(f"a schedule has at most {MAX_EVENTS} events, this one {len(parts)}")
@@ -83,7 +85,9 @@ def parse(text: str, target: Target) -> Schedule:
 def _injection(part: str, target: Target, before: Injection | None) -> Injection:
     match = _EVENT.fullmatch(part)
     if match is None:
-        raise ScheduleError(f"'{part[:60]}' is no event: write VECTOR@symbol+0xoffset, for example MC@asm_exc_nmi+0x4")
+        raise ScheduleError(
+            f"'{part[:60]}' is no event: write VECTOR@symbol+0xoffset, for example MC@asm_exc_nmi+0x4"
+        )
     vector, symbol, offset = match["vector"], match["symbol"], int((match["offset"] or "+0")[1:], 0)
     if vector not in EVENTS:
         raise ScheduleError(f"'{vector}' is no event: they are {', '.join(EVENTS)}")
@@ -98,7 +102,9 @@ def _injection(part: str, target: Target, before: Injection | None) -> Injection
         return Injection(vector, None)
     if symbol is None:
         if before is None:
-            raise ScheduleError(f"'{part[:60]}': an offset alone counts from the event before, and there is none")
+            raise ScheduleError(
+                f"'{part[:60]}': an offset alone counts from the event before, and there is none"
+            )
         base = target.gates[before.vector].offset
     elif symbol in target.symbols:
         base = target.symbols[symbol]

@@ -37,7 +37,7 @@ EXPLORED: Final = ("user", "kernel-task")
 """Start contexts of an enumeration."""
 
 
-class Disagreement(Exception):
+class Disagreement(Exception):  # noqa: N818 - said of the engines, not of the user
     """The two engines disagree about a finding: one of them has a bug."""
 
 
@@ -58,7 +58,13 @@ def _enumerate(task: _Task) -> NativeResult:
 
 
 def enumerate_all(
-    target: Target, *, vectors: Sequence[int], budget: int, names: Sequence[str], workers: int, listener: Listener
+    target: Target,
+    *,
+    vectors: Sequence[int],
+    budget: int,
+    names: Sequence[str],
+    workers: int,
+    listener: Listener,
 ) -> tuple[Result, tuple[Raw, ...]]:
     """Every schedule of at most ``budget`` events from the contexts ``names``.
 
@@ -83,8 +89,8 @@ def enumerate_all(
             interrupted = True
     because = "interrupted" if interrupted else because or f"schedules are bounded at {budget} events"
     return Result(
-        target.name, target.build_id, target.config, "native (enumeration)", coverage, False, because, (), 0, 0,
-        time.monotonic() - started, interrupted,
+        target.name, target.build_id, target.config, "native (enumeration)", coverage, False, because, (),
+        0, 0, time.monotonic() - started, interrupted,
     ), tuple(raw)  # fmt: skip
 
 
@@ -155,9 +161,14 @@ def _order(raw: Raw) -> tuple[int, int, bool, tuple[int, ...]]:
 
 
 def verify(
-    target: Target, *, vectors: Sequence[int] = (0, 1, 2, 3), budget: int = BUDGET, names: Sequence[str] = EXPLORED,
-    workers: int = 0, listener: Listener = silent,
-) -> tuple[Result, Replay | None]:  # fmt: skip
+    target: Target,
+    *,
+    vectors: Sequence[int] = (0, 1, 2, 3),
+    budget: int = BUDGET,
+    names: Sequence[str] = EXPLORED,
+    workers: int = 0,
+    listener: Listener = silent,
+) -> tuple[Result, Replay | None]:
     """Verify ``target``; the result, and the replay of its shortest counterexample.
 
     Raises `Disagreement` if a finding does not reproduce on the reference interpreter,
@@ -187,9 +198,7 @@ def _as_finding(target: Target, raw: Raw) -> Finding:
     the replay of the string stops at its first time."""
     f = raw.finding
     from_events = [e for leg in raw.origin.legs for e in leg.events] + list(f.events)
-    injections = tuple(
-        Injection(EVENTS[e.vector], e.rip if i else None) for i, e in enumerate(from_events)
-    )
+    injections = tuple(Injection(EVENTS[e.vector], e.rip if i else None) for i, e in enumerate(from_events))
     schedule = Schedule(raw.origin.name, injections)
     subject = f.text or _subject(f)
     return Finding(

@@ -15,7 +15,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.pool import Pool
-from typing import Final, TypeVar
+from typing import Final, Self, TypeVar
 
 from atomicist.machine.target import Target
 from atomicist.native.codegen import Compiled, compiled
@@ -87,7 +87,7 @@ class Workers:
         self._count = count
         self._pool: Pool | None = None
 
-    def __enter__(self) -> Workers:
+    def __enter__(self) -> Self:
         _here.target, _here.engine, _here.compiled = self._target, None, None
         _here.candidates = self._candidates
         new_engine(self._target).close()  # compile once, and fail here if there is no compiler

@@ -101,8 +101,16 @@ def _user_rows(target: Target) -> Iterator[tuple[str, str, dict[str, int]]]:
     flags = dict.fromkeys(("DF", "AC", "NT", "TF", "OF", "SF"), 1)
     yield "user-flags", "user mode with DF, AC, NT and TF set", user | flags
     if target.fsgsbase:
-        yield "user-gs-kernel", "user mode, GSBASE set to the kernel's own", user | {"GSBASE": target.kernel_gsbase}
-        yield "user-gs-negative", "user mode, GSBASE in the kernel half", user | {"GSBASE": 0xFFFF_FFFF_8000_0000}
+        yield (
+            "user-gs-kernel",
+            "user mode, GSBASE set to the kernel's own",
+            user | {"GSBASE": target.kernel_gsbase},
+        )
+        yield (
+            "user-gs-negative",
+            "user mode, GSBASE in the kernel half",
+            user | {"GSBASE": 0xFFFF_FFFF_8000_0000},
+        )
     for region in target.regions:
         if region.kind in (RegionKind.IST_STACK, RegionKind.MAIN_STACK):
             hostile = {"RSP": region.top - 0x100}
@@ -110,7 +118,11 @@ def _user_rows(target: Target) -> Iterator[tuple[str, str, dict[str, int]]]:
 
 
 def _kernel_rows(target: Target) -> Iterator[tuple[str, str, dict[str, int]]]:
-    for name, kind in (("task", RegionKind.TASK_STACK), ("irq", RegionKind.IRQ_STACK), ("entry", RegionKind.ENTRY_STACK)):
+    for name, kind in (
+        ("task", RegionKind.TASK_STACK),
+        ("irq", RegionKind.IRQ_STACK),
+        ("entry", RegionKind.ENTRY_STACK),
+    ):
         region = next((r for r in target.regions if r.kind is kind), None)
         if region is None:
             continue
@@ -130,7 +142,12 @@ def _kernel_rows(target: Target) -> Iterator[tuple[str, str, dict[str, int]]]:
             f"kernel mode on the main stack, {below:#x} bytes in use",
             _kernel(target, main.top - below),
         )
-    for below in (size - target.reserve - 0xB0 * 2, size - target.reserve - 0xB0, size - target.reserve, size - 8):
+    for below in (
+        size - target.reserve - 0xB0 * 2,
+        size - target.reserve - 0xB0,
+        size - target.reserve,
+        size - 8,
+    ):
         yield (
             f"kernel-main-full-{below:#x}",
             f"kernel mode on the main stack with {size - below:#x} bytes left: some nestings have no room",

@@ -42,7 +42,7 @@ CALL_SLACK: Final = 32
 """Bytes of the handler's reserve that the call and its alignment may use."""
 
 
-class Violation(Exception):
+class Violation(Exception):  # noqa: N818 - a verdict, not an error of the program
     """A property is violated: its ``key``, the register or address concerned, and
     what was ``expected`` and ``found`` there."""
 
@@ -54,11 +54,11 @@ class Violation(Exception):
         self.found = found
 
 
-class Done(Exception):
+class Done(Exception):  # noqa: N818 - the end of a run
     """The first context runs again, unchanged, and every event was handled."""
 
 
-class DoubleFault(Exception):
+class DoubleFault(Exception):  # noqa: N818 - the end of a run
     """The entry gave up deliberately, and had cause to."""
 
 
@@ -152,10 +152,10 @@ class Observer:
         region = self.target.region(context["RSP"])
         saved = None
         movable = region is not None and region.kind not in (RegionKind.OTHER, RegionKind.IST_STACK)
-        if self.instances and region is not None and movable and not self._user():
-            if self._live[region.name] > context["RSP"]:
-                saved = (region.name, self._live[region.name])
-                self._live[region.name] = context["RSP"]
+        ours = self.instances and region is not None and movable and not self._user()
+        if ours and region is not None and self._live[region.name] > context["RSP"]:
+            saved = (region.name, self._live[region.name])
+            self._live[region.name] = context["RSP"]
         self._saved_live.append(saved)
         self.instances.append(instance)
         if vector in MASKED_BY_ENTRY:
