@@ -162,8 +162,8 @@ class Engine:
         covers_rsp = c.string_at(self._lib.atomicist_covers_rsp(self._search), MAX_STACK_WORDS)
         return NativeResult(
             tuple(self._findings(int(t.findings))), tuple(self._contexts(int(t.emitted))), covers, covers_rsp,
-            self._covered_values(), t.guest_insns, t.interleavings, t.executed, t.boundaries, t.hits, t.misses,
-            t.worst_commit, t.lowest_main, int(t.overflow), broken,
+            self._covered_values(), t.guest_insns, t.interleavings, t.executed, t.boundaries, t.hits,
+            t.misses, t.worst_commit, t.lowest_main, int(t.overflow), broken,
         )  # fmt: skip
 
     def candidates(self, values: Sequence[Sequence[int]]) -> None:

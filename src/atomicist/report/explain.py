@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from atomicist.report.history import PT_REGS, WORD, Delivery, History
+from atomicist.report.history import FRAME, PT_REGS, WORD, Delivery, History
 from atomicist.report.loss import how
 from atomicist.report.places import Places, Source, no_lines
 from atomicist.report.stacks import Picture, beside, draw
@@ -83,6 +83,13 @@ class Explanation:
                 continue
             number += 1
             yield from self._paragraph(f"{number}. {self._tell(step, deliveries)}", 2, 5)
+        last = self._replay.steps[-1] if self._replay.steps else None
+        if self._replay.verdict.property and last is not None and last.kind == "insn":
+            since = last.index - (told[-1].index if told else -1)
+            rip = self._replay.verdict.rip
+            yield from self._paragraph(
+                f"{number + 1}. After {count(since, 'more instruction')} it shows, at {self._places.full(rip)}.", 2, 5
+            )
 
     def _tell(self, step: Step, deliveries: dict[int, Delivery]) -> str:
         if step.kind == "deliver" and step.index in deliveries:
@@ -108,7 +115,7 @@ class Explanation:
         stack = f"{name(region.name)}, " if region else ""
         pushed = f"Hardware pushes {', '.join(reversed(d.slots().values()))} on {stack}at {d.frame:#x}."
         if d.inside < 0:
-            at = "in user mode" if self._history.user else f"at {self._places.full(d.rip)}"
+            at = "in user mode" if self._history.user else f"in kernel mode, at {self._places.full(d.rip)}"
             return f"{d.who[0].upper()}{d.who[1:]} arrives {at}. {pushed}"
         outer = self._history.deliveries[d.inside]
         state = self._state(outer, d)
@@ -129,19 +136,24 @@ class Explanation:
     def _wrong(self) -> Iterator[Line]:
         verdict = self._replay.verdict
         known = PROPERTIES.get(verdict.property)
-        yield Line(f"What is wrong: {clean(verdict.property)}", "bold red")
+        title = f": {known.title}" if known is not None else ""
+        for line in wrap(f"What is wrong: {clean(verdict.property)}{title}", self._width, 0, 2):
+            yield Line(line, "bold red")
         if known is not None:
-            yield from self._paragraph(f"It must hold that {known.title}. {known.means}")
+            yield from self._paragraph(known.means)
         subject = clean(verdict.subject)
-        at = f"Noticed at {self._places.full(verdict.rip)}."
-        if verdict.expected is None and verdict.found is None:
-            yield from self._paragraph(f"It concerns {subject}. {at}" if subject else at)
+        if verdict.expected is None:
+            value = f": {self._meant(verdict.found)}" if verdict.found is not None else ""
+            if subject:
+                yield from self._paragraph(f"It concerns {subject}{value}.")
             return
-        yield from self._paragraph(at)
-        for label, value in (("expected", verdict.expected), ("found", verdict.found)):
-            if value is not None:
-                meaning = self._values.long(value, subject)
-                yield from self._paragraph(f"{subject} {label}: {value:#x}, {meaning}", 4, 8, "green" if label == "expected" else "red")
+        for label, number, style in (("expected", verdict.expected, "green"), ("found", verdict.found, "red")):
+            if number is not None:
+                yield from self._paragraph(f"{subject} {label}: {self._meant(number, subject)}", 4, 8, style)
+
+    def _meant(self, value: int, slot: str = "") -> str:
+        meaning = self._values.long(value, slot)
+        return f"{value:#x}, {meaning}" if meaning else f"{value:#x}"
 
     # --- the stacks
 
@@ -160,45 +172,51 @@ class Explanation:
         history, replay = self._history, self._replay
         end = len(replay.steps) - 1
         affected = history.affected()
-        if affected is not None:
-            damage = history.damage(affected)
-            rows = self._rows(affected)
-            if damage:
-                first = min(d.write.step for d in damage)
-                last = max(d.write.step for d in damage)
-                yield Picture(f"Before: {affected.who} is in progress", first - 1, rows)
-                owner = history.owner(damage[0].write)
-                marks = {d.address: "LOST" for d in damage}
-                yield Picture(f"After: overwritten by {owner.who if owner else 'others'}", last, rows, marks)
-            elif replay.verdict.expected is not None:
-                freed = [w.step for a in rows for w in replay.writes.get(a, ()) if w.by == "freed" and w.step > affected.step]
-                right = {a: "the right value" for a in rows if self._held(a, min(freed, default=end + 1) - 1)}
-                title = f"Before: {affected.who}, as it was saved"
-                yield Picture(title, min(freed, default=end + 1) - 1, rows, {}, right)
-        regs = history.shown_pt_regs()
-        if regs is not None:
-            slots = {regs + WORD * i: slot for i, slot in enumerate(PT_REGS)}
-            wrong = {a: "LOST: wrong value" for a, slot in slots.items() if slot == replay.verdict.subject}
-            yield Picture("After: the pt_regs that the handler is given", end, slots, wrong, {regs: "RDI"})
-        elif replay.verdict.property in ("IST002", "IST005"):
-            frame = history.returned_frame()
-            if frame is not None:
-                slots = {frame + WORD * i: slot for i, slot in enumerate(PT_REGS[-5:])}
-                wrong = {a: "LOST: wrong value" for a, slot in slots.items() if slot == replay.verdict.subject}
-                yield Picture("After: the frame that was returned through", end, slots, wrong)
+        damage = history.damage(affected) if affected is not None else []
+        if affected is not None and damage:
+            first = min(d.write.step for d in damage)
+            rows = self._rows(affected, first - 1)
+            owner = history.owner(damage[0].write)
+            marks = {d.address: "LOST" for d in damage}
+            yield Picture(f"Before: {affected.who} is in progress", first - 1, rows)
+            by = owner.who if owner else "others"
+            yield Picture(f"After: overwritten by {by}", max(d.write.step for d in damage), rows, marks)
+            return
+        if affected is not None and replay.verdict.expected is not None:
+            frame = affected.slots()
+            freed = [w.step for a in frame for w in replay.writes.get(a, ()) if w.by == "freed" and w.step > affected.step]
+            then = min(freed, default=end + 1) - 1
+            rows = self._rows(affected, then)
+            right = {a: "the right value" for a in rows if history.value(a, then) == replay.verdict.expected}
+            yield Picture(f"Before: {affected.who}, as it was saved", then, rows, {}, right)
+        shown = self._shown(end)
+        if shown is not None:
+            yield shown
+        elif affected is None and history.open:
+            last = history.open[-1]
+            yield Picture(f"The frame of {last.who}, which came last", last.step, last.slots())
 
-    def _held(self, address: int, step: int) -> bool:
-        return self._history.value(address, step) == self._replay.verdict.expected
+    def _shown(self, end: int) -> Picture | None:
+        """The pt_regs or the frame in which the wrong value was found."""
+        history, verdict = self._history, self._replay.verdict
+        address, names, title, pointer = history.shown_pt_regs(), PT_REGS, "the pt_regs that the handler is given", "RDI"
+        if address is None and verdict.property in ("IST002", "IST005"):
+            address, names, title, pointer = history.returned_frame(), FRAME, "the frame that was returned through", ""
+        if address is None:
+            return None
+        slots = {address + WORD * i: slot for i, slot in enumerate(names)}
+        wrong = {a: "LOST: wrong value" for a, slot in slots.items() if slot == verdict.subject}
+        return Picture(f"After: {title}", end, slots, wrong, {address: pointer} if pointer else {})
 
-    def _rows(self, delivery: Delivery) -> dict[int, str]:
-        """What to draw of a delivery's stack: its frame, and where that is the layout its pt_regs."""
-        slots = dict(delivery.slots())
+    def _rows(self, delivery: Delivery, step: int) -> dict[int, str]:
+        """What to draw of a delivery's stack: its frame, and what was saved below it by ``step``."""
+        slots = delivery.slots()
         region = self._replay.target.region(delivery.frame)
         regs = max(slots) + WORD * (1 - len(PT_REGS))
         if region is None or not self._replay.target.claims or regs < region.bottom:
             return slots
         pushed = {regs + WORD * i: slot for i, slot in enumerate(PT_REGS)}
-        used = {a for a in pushed for w in self._replay.writes.get(a, ()) if w.by != "freed"}
+        used = {a for a in pushed for w in self._replay.writes.get(a, ()) if w.by != "freed" and w.step <= step}
         return {a: slots.get(a, slot) for a, slot in pushed.items() if a in used or a in slots}
 
 

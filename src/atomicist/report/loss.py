@@ -4,11 +4,21 @@ value came from, where the right one was, and who should have completed the entr
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
 from atomicist.report.history import PT_REGS, WORD, Damage, Delivery, History
 from atomicist.report.places import Places
 from atomicist.report.text import join, name
 from atomicist.report.values import Values
 from atomicist.search.replay import Write
+
+_REASONS: Final = {
+    "twice": "on its walk outwards it met a vector for the second time",
+    "contradiction": "RSP and RIP of an interrupted context name different entries",
+    "overflow": "there is no room left on the main stack",
+}
+"""Words in the labels of a deliberate double fault (kernel/bare/README.md)."""
 
 
 def how(history: History, values: Values, places: Places) -> list[str]:
@@ -31,6 +41,8 @@ class _Loss:
             told += self._overwritten(affected)
         if not told:
             told += self._wrong_value()
+        if not told:
+            told += self._contradiction() + self._own_memory()
         told += self._right_value(affected)
         if affected is not None:
             told += self._duty(affected)
@@ -84,19 +96,13 @@ class _Loss:
 
     def _elsewhere(self, damage: list[Damage]) -> list[str]:
         frame = {d.address for d in damage}
-        lost: list[str] = []
-        kept: list[str] = []
-        for d in damage:
-            if not self._values.short(d.write.old, d.slot) or d.slot not in ("RIP", "RSP"):
-                continue
-            copy = next((a for a in self._history.replay.writes if a not in frame and self._now(a) == d.write.old), None)
-            (lost if copy is None else kept).append(f"{d.slot} ({d.write.old:#x})" + (f" at {copy:#x}" if copy else ""))
-        told = []
-        if lost:
-            told.append(f"There is no other copy of {join(lost)}: where to go on is lost.")
-        if kept:
-            told.append(f"A copy is left of {join(kept)}, but nobody looked there.")
-        return told
+        lost = [
+            f"{d.slot} ({d.write.old:#x})"
+            for d in damage
+            if d.slot in ("RIP", "RSP")
+            and not any(self._now(a) == d.write.old for a in self._history.replay.writes if a not in frame)
+        ]
+        return [f"There is no other copy of {join(lost)}: where to go on is lost."] if lost else []
 
     def _now(self, address: int) -> int | None:
         return self._history.value(address, self._end)
@@ -148,7 +154,7 @@ class _Loss:
 
     def _right_value(self, affected: Delivery | None) -> list[str]:
         expected = self._history.replay.verdict.expected
-        if expected is None or not self._values.short(expected, "") or expected < 1 << 16:
+        if expected is None or not self._values.unmistakable(expected):
             return []
         if affected is not None and any(d.write.old == expected for d in self._history.damage(affected)):
             return []
@@ -168,6 +174,41 @@ class _Loss:
         if not told:
             told.append("The right value was never saved to memory.")
         return told
+
+    # --- a refusal, a store
+
+    def _contradiction(self) -> list[str]:
+        """Why the entry gave up: what the last frame says."""
+        verdict, last = self._history.replay.verdict, self._history.open[-1:]
+        if verdict.property not in ("IST015", "IST016") or not last:
+            return []
+        why = next((text for word, text in _REASONS.items() if f"_{word}_" in self._places.bare(verdict.rip)), "")
+        slots = {slot: address for address, slot in last[0].slots().items()}
+        said = []
+        for slot in ("RIP", "RSP"):
+            value = self._history.value(slots[slot], last[0].step)
+            if value is not None:
+                said.append(f"{slot} {value:#x} ({self._values.long(value, slot) or 'nothing that is known here'})")
+        who = last[0].who
+        told = [f"The entry of {who} refused: {why}."] if why else []
+        return [*told, f"The frame of {who} says that it interrupted {join(said)}."]
+
+    def _own_memory(self) -> list[str]:
+        """Whose memory a store went to."""
+        match = re.search(r"0x[0-9a-f]+", self._history.replay.verdict.subject)
+        if self._history.replay.verdict.property != "IST006" or match is None:
+            return []
+        address = int(match.group(), 16)
+        region = self._target.region(address)
+        for delivery, instance in zip(self._history.open, self._history.replay.instances, strict=False):
+            rsp = instance.context["RSP"]
+            if region is not None and region.bottom <= rsp <= address:
+                whose = f"what {delivery.who} interrupted"
+                return [
+                    f"RSP of {whose} is {rsp:#x}: on {name(region.name)}, all from there up to {region.top:#x} "
+                    f"is in use. The store goes to {address:#x}."
+                ]
+        return []
 
     # --- who should have done it
 

@@ -74,7 +74,10 @@ def _row(
     if width < WIDE:
         return [Line(cell, style), *(Line(f"{' ' * len(offset)}   {text}", style) for text in said)]
     text = f"{cell} {_cut(values.short(value, slot), room):<{room}}  "
-    text = (text + _cut(writer(history, address, picture.step), width - len(text))).rstrip()
+    by = writer(history, address, picture.step)
+    if said and len(text) + len(by) + 2 + len(said[0]) > width:
+        by = said.pop(0)  # the title says who
+    text = (text + _cut(by, width - len(text))).rstrip()
     below: list[Line] = []
     for part in said:
         if not below and len(text) + 2 + len(part) <= width:

@@ -57,17 +57,22 @@ class Values:
             return name(self._target.symbolize(value))
         return ""
 
+    def unmistakable(self, value: int) -> bool:
+        """Whether ``value``, where it is found, comes from one place."""
+        return value >= _HARD_TO_MISTAKE and value != _PLACEHOLDER and bool(self.short(value))
+
     def long(self, value: int | None, slot: str = "") -> str:
         """What ``value`` is, for a sentence."""
         said = self.short(value, slot)
         if not said or value is None:
-            return "nothing that is known here"
+            return ""
         if value in self._known and said == f"{self._whose} {self._known[value]}":
             what = "user context's" if self._whose == "user" else "interrupted context's"
             return f"the {what} {self._known[value]}"
         region = next((r for r in self._target.regions if r.bottom < value <= r.top), None)
         if region is not None and said.startswith(name(region.name)):
-            return f"an address on {name(region.name)}, {region.top - value} bytes below its top"
+            below = region.top - value
+            return f"an address on {name(region.name)}, {below} bytes below its top" if below else f"the top of {name(region.name)}"
         long = {
             "placeholder -1": "the placeholder -1 of an event without error code",
             "handler's leftover": "what a handler left in a register that it may clobber",
