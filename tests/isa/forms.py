@@ -264,6 +264,7 @@ REFUSED = (
     "mov rax, [ecx]", "lea rax, [esp+r12d+8]", "addr32 rep movsb", "addr32 loop .+4",
     ".byte 0x66, 0x66, 0x01, 0xd8",
     ".byte 0x26, 0x65, 0x8b, 0x00", "data16 jmp .+0x40", ".byte 0xf3, 0xe2, 0x00", ".byte 0xff, 0x18",
+    ".byte 0xf2, 0x4c, 0x0f, 0xae, 0xf8", ".byte 0xf3, 0x0f, 0x01, 0xf8",
     ".byte 0x65, 0xff, 0x28", "popfw", "pushfw", "enter 16, 0", "xlat", "movaps xmm0, xmm1", "fld1",
     "fxsave [rax]", "xsave [rax]",
     "vmcall", "vmlaunch", "monitor", "mwait", "rdrand eax", "rdseed eax", "xbegin .+6", "andn eax, ebx, ecx",

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 
 from atomicist.isa.ir import Code, const
-from atomicist.isa.lift import ORDINARY
+from atomicist.isa.ordinary import ORDINARY
 from atomicist.isa.system import SYSTEM
 from tests.isa.compare import (
     FLAG_CHOICE,

@@ -55,8 +55,8 @@ def parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb, about in VERBS.items():
         sub = verbs.add_parser(
-            verb, help=about, description=f"{about[0].upper()}{about[1:]}.", epilog=EPILOG, allow_abbrev=False,
-            formatter_class=formatter,
+            verb, help=about, description=f"{about[0].upper()}{about[1:]}.", epilog=EPILOG,
+            allow_abbrev=False, formatter_class=formatter,
         )  # fmt: skip
         if verb in argv:
             module = importlib.import_module(f"atomicist.cli.{verb}")
@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _close_quietly()
         return BAD_INPUT
-    except Exception as e:  # noqa: BLE001
+    except Exception as e:
         if os.environ.get(DEBUG):
             raise
         return _fail(f"internal error, please report it: {type(e).__name__}: {e} ({DEBUG}=1 shows where)")

@@ -18,8 +18,9 @@ from atomicist.search.schedule import parse
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument(
-        "schedule", metavar="SCHEDULE", help="CONTEXT:EVENT[@SYMBOL+OFFSET],..., as in user:NMI,MC@asm_exc_nmi+0x4"
-    )
+        "schedule", metavar="SCHEDULE",
+        help="CONTEXT:EVENT[@SYMBOL+OFFSET],..., as in user:NMI,MC@asm_exc_nmi+0x4",
+    )  # fmt: skip
     parser.add_argument("--trace", action="store_true", help="show every instruction")
     selection.arguments(parser)
 
@@ -33,16 +34,19 @@ def run(args: argparse.Namespace) -> int:
         terminal.lines(trace(shown, source=image.source))
         terminal.say()
     violated = shown.verdict.property
-    outcome = f"{clean(violated)} is violated" if violated else f"nothing is violated: {clean(shown.verdict.outcome)}"
+    fine = f"nothing is violated: {clean(shown.verdict.outcome)}"
+    outcome = f"{clean(violated)} is violated" if violated else fine
     terminal.say(f"{clean(image.target.name)}: {outcome}", "bold red" if violated else "bold green")
-    terminal.say(f"build id {clean(image.target.build_id) or 'none'}, {' '.join(map(clean, image.target.config))}", "dim")
+    config = " ".join(map(clean, image.target.config))
+    terminal.say(f"build id {clean(image.target.build_id) or 'none'}, {config}", "dim")
     terminal.say()
     terminal.lines(Explanation(shown, terminal.width, ascii_only=terminal.ascii, source=image.source).lines())
     terminal.say()
-    again = selection.command("replay", *image.options, args.schedule)
+    verify = selection.command("verify", *image.options)
     if violated:
+        again = selection.command("replay", *image.options, args.schedule, "--trace")
         terminal.say(f"next: {selection.command('explain', violated)}")
-        terminal.say(f"      {again} --trace" if not args.trace else f"      {selection.command('verify', *image.options)}")
+        terminal.say(f"      {verify if args.trace else again}")
         return FINDINGS
-    terminal.say(f"next: {selection.command('verify', *image.options)}")
+    terminal.say(f"next: {verify}")
     return PASSED

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import sys
 from dataclasses import dataclass
@@ -13,10 +12,10 @@ from pathlib import Path
 from atomicist.cli.errors import UsageError
 from atomicist.image import bare, specimens, vmlinux
 from atomicist.image.bare import BareConfig
+from atomicist.image.source_lines import SourceLines
 from atomicist.machine.target import Target
 from atomicist.native.build import cache_dir
 from atomicist.report.places import Source, no_lines
-from atomicist.image.source_lines import SourceLines
 from atomicist.report.text import clean, shell
 
 _BARE = ("cc", "no_pti", "no_pcid", "no_fsgsbase")
@@ -50,10 +49,11 @@ def select(args: argparse.Namespace) -> Image:
     chosen = tuple(name for name in _BARE if getattr(args, name))
     if args.kernel is not None:
         if chosen:
-            raise UsageError(f"--{chosen[0].replace('_', '-')} is for the entry that we build, not for --kernel")
+            option = chosen[0].replace("_", "-")
+            raise UsageError(f"--{option} is for the entry that is built here, not for --kernel")
         return _kernel(args.kernel, args.features)
     if args.features is not None:
-        raise UsageError("--features is for --kernel; the entry in kernel/ has --no-pti, --no-pcid and --no-fsgsbase")
+        raise UsageError("--features is for --kernel; without it, use --no-pti, --no-pcid and --no-fsgsbase")
     config = BareConfig(args.cc or "gcc", not args.no_pti, not args.no_pcid, not args.no_fsgsbase)
     options = tuple(
         word
@@ -70,7 +70,8 @@ def select(args: argparse.Namespace) -> Image:
 
 
 def _kernel(file: str, features: str | None) -> Image:
-    names = None if features is None else frozenset(f.strip().upper() for f in features.split(",") if f.strip())
+    words = [f.strip().upper() for f in (features or "").split(",")]
+    names = None if features is None else frozenset(filter(None, words))
     try:
         path = Path(file)
         if not path.is_file():
@@ -87,9 +88,9 @@ def command(verb: str, *words: str) -> str:
     start = sys.argv[0] if sys.argv else ""
     name = Path(start).name
     if name == "__main__.py":
-        program: tuple[str, ...] = (os.path.basename(sys.executable) or "python", "-m", "atomicist")
-        if shutil.which(program[0]) != sys.executable:
-            program = (sys.executable, *program[1:])
+        python = Path(sys.executable).name
+        found = shutil.which(python) == sys.executable
+        program: tuple[str, ...] = (python if found else sys.executable, "-m", "atomicist")
     elif name == "atomicist" and shutil.which("atomicist") is None:
         program = (start,)
     else:

@@ -41,9 +41,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--context", metavar="NAME", action="append", help="start context, for such an image; may be repeated"
     )
     what.add_argument("--list-contexts", action="store_true", help="list the image's start contexts, and end")
-    what.add_argument("--workers", metavar="N", type=_number(0, MAX_WORKERS), default=0, help="processes (one a core, at most 2)")
+    what.add_argument(
+        "--workers",
+        metavar="N",
+        type=_number(0, MAX_WORKERS),
+        default=0,
+        help="processes (one a core, at most 2)",
+    )
     output = parser.add_argument_group("output")
-    output.add_argument("--json", metavar="FILE", nargs="?", const="-", help="the result as JSON (-: standard output)")
+    output.add_argument(
+        "--json", metavar="FILE", nargs="?", const="-", help="the result as JSON (-: standard output)"
+    )
     output.add_argument("--ktap", action="store_true", help="the result as KTAP on the standard output")
     output.add_argument("--junit", metavar="FILE", help="the result as JUnit XML")
     output.add_argument("--quiet", action="store_true", help="no progress, and the verdict in one line")
@@ -80,8 +88,9 @@ def run(args: argparse.Namespace) -> int:
     _note_unused(args, image)
     with Display(Terminal(sys.stderr), quiet=args.quiet) as display:
         result, shown = verify(
-            image.target, vectors=vectors, budget=args.budget or BUDGET, names=names, workers=args.workers, listener=display
-        )
+            image.target, vectors=vectors, budget=args.budget or BUDGET, names=names, workers=args.workers,
+            listener=display,
+        )  # fmt: skip
     if "json" in files:
         files["json"].write(result_json(result))
     if "junit" in files:
@@ -90,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
         Terminal(sys.stdout).data(result_json(result))
     if args.ktap:
         Terminal(sys.stdout).data(result_ktap(result))
-    _show(terminal, result, shown, image, quiet=args.quiet)
+    _show(terminal, result, shown, image, args.budget or BUDGET, quiet=args.quiet)
     return _status(result)
 
 
@@ -109,7 +118,8 @@ def _vectors(text: str | None) -> tuple[int, ...]:
     for word in text.split(","):
         vector = word.strip().upper().removeprefix("#")
         if vector not in EVENTS:
-            raise UsageError(f"unknown vector '{clean(word.strip()[:20])}': they are {', '.join(EVENTS).lower()}")
+            known = ", ".join(EVENTS).lower()
+            raise UsageError(f"unknown vector '{clean(word.strip()[:20])}': they are {known}")
         chosen.append(EVENTS.index(vector))
     return tuple(sorted(set(chosen)))
 
@@ -130,7 +140,8 @@ def _note_unused(args: argparse.Namespace, image: selection.Image) -> None:
     if unused and image.target.claims and not args.quiet:
         does = "does" if len(unused) == 1 else "do"
         Terminal(sys.stderr).say(
-            f"{join(unused)} {does} not narrow this: the image says where it commits, so all contexts and depths are covered"
+            f"{join(unused)} {does} not narrow this: the image says where it commits, so that all contexts "
+            "and depths are covered"
         )
 
 
@@ -143,7 +154,15 @@ def _list_contexts(terminal: Terminal, image: selection.Image) -> int:
     return PASSED
 
 
-def _show(terminal: Terminal, result: Result, shown: Replay | None, image: selection.Image, *, quiet: bool) -> None:
+def _show(
+    terminal: Terminal,
+    result: Result,
+    shown: Replay | None,
+    image: selection.Image,
+    budget: int,
+    *,
+    quiet: bool,
+) -> None:
     if quiet:
         terminal.lines([verdict(result)])
     else:
@@ -160,10 +179,12 @@ def _show(terminal: Terminal, result: Result, shown: Replay | None, image: selec
         terminal.say(f"next: {selection.command('replay', *image.options, schedule)}")
         terminal.say(f"      {selection.command('explain', shown.verdict.property)}")
     elif not quiet:
-        terminal.say(f"next: {_next(result, image)}")
+        terminal.say(f"next: {_next(result, image, budget)}")
 
 
-def _next(result: Result, image: selection.Image) -> str:
-    if result.interrupted or not result.closed:
-        return selection.command("verify", *image.options) + ("" if result.interrupted else f" --budget {BUDGET + 1}")
+def _next(result: Result, image: selection.Image, budget: int) -> str:
+    if result.interrupted or budget >= MAX_BUDGET:
+        return selection.command("verify", *image.options)
+    if not result.closed:
+        return selection.command("verify", *image.options, "--budget", str(budget + 1))
     return selection.command("specimens") + "    (what it can find)"

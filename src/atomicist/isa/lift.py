@@ -15,13 +15,11 @@ that nobody downstream needs to know:
 * anything left over - a user-defined operation, a vector register, a wide
   temporary that overlaps another - becomes UNKNOWN, with its name.
 
-P-code is believed only for the mnemonics in `ORDINARY`: those that the tests compare,
-in each kind and size of operand, with an independent emulator and with a processor.
+P-code is believed only for what `ordinary` lists.
 """
 
 from __future__ import annotations
 
-import itertools
 from typing import Any, Final
 
 import capstone
@@ -29,6 +27,7 @@ import pypcode
 
 from atomicist.isa.arithmetic import PURE
 from atomicist.isa.ir import Access, Code, Flow, Insn, Op, Space, Var, const, reg
+from atomicist.isa.ordinary import STRINGS, plain, refusal
 from atomicist.isa.registers import GPRS, REGISTERS, SLEIGH_NAME, SLOT
 from atomicist.isa.system import system_ops
 
@@ -44,45 +43,13 @@ _FLOWS: Final = {
     "CALLIND": Flow.INDIRECT_CALL,
 }
 
-_CONDITIONS: Final = ("o", "no", "b", "ae", "e", "ne", "be", "a", "s", "ns", "p", "np", "l", "ge", "le", "g")
-
-ORDINARY: Final = frozenset(
-    """
-    adc add and bsf bsr bswap bt btc btr bts call cbw cdq cdqe clac clc cld cmc cmp cmpsb cmpsd
-    cmpsq cmpsw cqo cwd cwde dec imul inc jecxz jmp jrcxz lahf lea leave lodsb lodsd lodsq lodsw
-    loop loope loopne mov movabs movsb movsd movsq movsw movsx movsxd movzx mul neg not or pop
-    popcnt push ret rol ror sahf sar sbb scasb scasd scasq scasw shl shld shr shrd stac stc std
-    stosb stosd stosq stosw sub test tzcnt xchg xor
-    """.split()  # noqa: SIM905 - it reads better
-) | {stem + condition for stem in ("cmov", "j", "set") for condition in _CONDITIONS}
-"""Mnemonics, without prefix, whose p-code is right.  Left out, for what SLEIGH says of them
-is wrong: LZCNT (CF, if source and target are one), XADD and CMPXCHG (upper halves, and
-a base register that is overwritten); and all that nobody has compared."""
-
-_PREFIXES: Final = frozenset({"", "lock", "rep", "repe", "repne", "repz", "notrack"})
-"""Prefixes, as capstone writes them, that mean what the mnemonic's p-code says."""
-
 _WRITABLE: Final = frozenset(
     REGISTERS[name].offset for name in (*GPRS, "RIP", "CF", "PF", "AF", "ZF", "SF", "DF", "OF", "AC")
 )
 """The slots that an ordinary instruction may write; the others are microcode's."""
 
-_PREFIX_GROUPS: Final = {
-    0x66: "operand", 0x67: "address", 0xF0: "lock", 0xF2: "repeat", 0xF3: "repeat",
-    **dict.fromkeys((0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65), "segment"),
-}  # fmt: skip
-"""Legacy prefixes (SDM vol. 2, 2.1.1)."""
-
-_FAR: Final = (3, 5)
-"""Opcode FF with these in ModRM.reg branches far (SDM vol. 2, appendix A, table A-6)."""
-
-_STRINGS: Final = frozenset(
-    stem + size for stem in ("movs", "stos", "lods", "cmps", "scas") for size in "bwdq"
-)
-
 _WITH_AF: Final = ("INT_SCARRY", "INT_SBORROW")
 """The overflow operations, which name the operands that AF comes from."""
-
 
 _SLEIGH_ERRORS: Final = (
     pypcode.LowlevelError, pypcode.BadDataError, pypcode.UnimplError, pypcode.DecoderError,
@@ -123,8 +90,7 @@ class Lifter:
             return self._unknown(va, 1, text, raw[:1], f"bytes that are no instruction: {text}")
         raw = bytes(decoded.bytes)
         text = f"{decoded.mnemonic} {decoded.op_str}".strip()
-        locked = 0xF0 in itertools.takewhile(_PREFIX_GROUPS.__contains__, raw)
-        system = None if locked else system_ops(decoded.mnemonic, decoded)
+        system = system_ops(decoded.mnemonic, decoded) if plain(raw, decoded.mnemonic) else None
         if system is not None:
             return Insn(va, decoded.size, text, system[0], system[1], None, raw)
         try:
@@ -138,16 +104,10 @@ class Lifter:
         return Insn(va, size, text, (Op(Code.UNKNOWN, None, (const(1, 1),), why),), Flow.STOP, None, raw)
 
     def _translate(self, va: int, raw: bytes, decoded: Any) -> tuple[tuple[Op, ...], Flow, int | None]:
-        prefix, _, stem = decoded.mnemonic.rpartition(" ")
-        if stem not in ORDINARY or prefix not in _PREFIXES:
-            raise _Unsupported("no such mnemonic has been compared")
-        if stem == "bswap" and decoded.operands[0].size == 2:
-            raise _Unsupported("the result is undefined")
-        if decoded.opcode[0] == 0xFF and decoded.modrm >> 3 & 7 in _FAR:
-            raise _Unsupported("far branch")
-        _check_prefixes(raw, stem)
-        if decoded.addr_size != SLOT and stem != "jecxz":
-            raise _Unsupported("32-bit addresses")
+        why = refusal(raw, decoded)
+        if why:
+            raise _Unsupported(why)
+        stem = decoded.mnemonic.rpartition(" ")[2]
         source: list[Any] = list(self._pcode.translate(raw, va).ops)
         marks = [o.inputs[0] for o in source if o.opcode.name == "IMARK"]
         if [(m.offset, m.size) for m in marks] != [(va, len(raw))]:
@@ -156,20 +116,6 @@ class Lifter:
         bases = {decoded.reg_name(o.mem.base) for o in decoded.operands if o.type == capstone.x86.X86_OP_MEM}
         by_rbp = "rbp" in bases or stem == "leave"
         return _Translation(self._registers, va, len(raw), source, stem, by_rbp).result()
-
-
-def _check_prefixes(raw: bytes, stem: str) -> None:
-    """Refuse what no assembler writes and SLEIGH reads otherwise than processors do."""
-    found = list(itertools.takewhile(_PREFIX_GROUPS.__contains__, raw))
-    groups = [_PREFIX_GROUPS[byte] for byte in found]
-    if len(set(groups)) != len(groups):
-        raise _Unsupported("two prefixes of one group")
-    if 0x66 in found and (stem.startswith(("j", "loop")) or stem in ("call", "ret")):
-        raise _Unsupported("operand-size prefix of a branch, on which processors differ")
-    if "repeat" in groups and stem not in _STRINGS and stem not in ("ret", "tzcnt", "popcnt"):
-        raise _Unsupported("repeat prefix of an instruction that does not repeat")
-    if "segment" in groups and stem in _STRINGS:
-        raise _Unsupported("string instruction with a segment")
 
 
 class _Translation:
@@ -381,7 +327,7 @@ class _Translation:
             return
         if target.space.name == "ram" and name in ("BRANCH", "CBRANCH", "CALL"):
             where = const(target.offset)
-            if target.offset == self._va and self._stem in _STRINGS:
+            if target.offset == self._va and self._stem in STRINGS:
                 self._ops.append(self._next_iteration(where, rest))
                 return
             inner = target.offset in (self._va, self._va + self._size)

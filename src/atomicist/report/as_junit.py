@@ -28,7 +28,9 @@ def result_junit(result: Result) -> str:
         ET.SubElement(properties, "property", {"name": key, "value": clean(value)})
     for row in table:
         case = ET.SubElement(
-            suite, "testcase", {"classname": f"atomicist.{clean(result.image)}", "name": f"{row.number} {row.title}"}
+            suite,
+            "testcase",
+            {"classname": f"atomicist.{clean(result.image)}", "name": f"{row.number} {row.title}"},
         )
         if row.outcome == "not ok":
             failure = ET.SubElement(case, "failure", {"type": row.number, "message": row.message})

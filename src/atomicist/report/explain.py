@@ -11,7 +11,7 @@ from atomicist.report.history import FRAME, PT_REGS, WORD, Delivery, History
 from atomicist.report.loss import how
 from atomicist.report.places import Places, Source, no_lines
 from atomicist.report.stacks import Picture, beside, draw
-from atomicist.report.text import Line, clean, count, join, name, wrap
+from atomicist.report.text import Line, clean, count, join, name, sentence, wrap
 from atomicist.report.values import Values
 from atomicist.search.replay import Replay, Step
 from atomicist.spec.properties import PROPERTIES
@@ -37,7 +37,10 @@ class Explanation:
     def lines(self) -> Iterator[Line]:
         """All of it."""
         schedule = self._replay.schedule.text(self._replay.target)
-        yield Line(clean(f"Counterexample: {schedule}" if self._replay.verdict.property else f"Replay: {schedule}"), "bold")
+        yield Line(
+            clean(f"Counterexample: {schedule}" if self._replay.verdict.property else f"Replay: {schedule}"),
+            "bold",
+        )
         yield Line()
         yield Line("What happens", "bold")
         yield from self._story()
@@ -61,7 +64,11 @@ class Explanation:
 
     def _outcome(self) -> str:
         outcome = clean(self._replay.verdict.outcome)
-        return "the interrupted context runs again, unchanged, and every event was handled" if outcome == "resumed" else outcome
+        return (
+            "the interrupted context runs again, unchanged, and every event was handled"
+            if outcome == "resumed"
+            else outcome
+        )
 
     def _paragraph(self, text: str, indent: int = 2, hanging: int = 2, style: str = "") -> Iterator[Line]:
         for line in wrap(text, self._width, indent, hanging):
@@ -78,7 +85,9 @@ class Explanation:
         for place, step in enumerate(told):
             if MAX_EVENTS <= place < len(told) - MAX_EVENTS:
                 if place == MAX_EVENTS:
-                    yield from self._paragraph(f"... {count(len(told) - 2 * MAX_EVENTS, 'more event')} ...", 5)
+                    yield from self._paragraph(
+                        f"... {count(len(told) - 2 * MAX_EVENTS, 'more event')} ...", 5
+                    )
                 number += 1
                 continue
             number += 1
@@ -87,21 +96,19 @@ class Explanation:
         if self._replay.verdict.property and last is not None and last.kind == "insn":
             since = last.index - (told[-1].index if told else -1)
             rip = self._replay.verdict.rip
-            yield from self._paragraph(
-                f"{number + 1}. After {count(since, 'more instruction')} it shows, at {self._places.full(rip)}.", 2, 5
-            )
+            after = f"After {count(since, 'more instruction')} it shows, at {self._places.full(rip)}."
+            yield from self._paragraph(f"{number + 1}. {after}", 2, 5)
 
     def _tell(self, step: Step, deliveries: dict[int, Delivery]) -> str:
         if step.kind == "deliver" and step.index in deliveries:
             return self._tell_delivery(deliveries[step.index])
         if step.kind == "commit":
-            open_now = [d for d in self._history.deliveries if d.step < step.index and not 0 <= d.ended < step.index]
-            first = next((d.step for d in open_now[-1:]), 0)
-            whose = join([d.who for d in open_now if not any(c for c in self._history.commits if d.step < c < step.index)])
-            return (
-                f"After {count(step.index - first - 1, 'instruction')}, commit at {self._places.bare(step.rip)}: the image "
-                f"says that no IST stack is in use from here.{f' This commits {whose}.' if whose else ''}"
-            )
+            before = max((d.step for d in self._history.deliveries if d.step < step.index), default=-1)
+            whose = join([d.who for d in self._history.committed_at(step.index)])
+            after = f"After {count(step.index - before - 1, 'instruction')}, commit"
+            says = "the image says that no IST stack is in use from here."
+            commits = f" This commits {whose}." if whose else ""
+            return f"{after} at {self._places.bare(step.rip)}: {says}{commits}"
         if step.kind == "handler":
             vector = self._replay.target.handlers.get(step.rip, "")
             event = vector if vector == "NMI" else f"#{vector}"
@@ -116,13 +123,13 @@ class Explanation:
         pushed = f"Hardware pushes {', '.join(reversed(d.slots().values()))} on {stack}at {d.frame:#x}."
         if d.inside < 0:
             at = "in user mode" if self._history.user else f"in kernel mode, at {self._places.full(d.rip)}"
-            return f"{d.who[0].upper()}{d.who[1:]} arrives {at}. {pushed}"
+            return f"{sentence(d.who)} arrives {at}. {pushed}"
         outer = self._history.deliveries[d.inside]
         state = self._state(outer, d)
         last = self._replay.steps[d.step - 1] if d.step else None
         if last is not None and last.text.startswith("iret"):
             state = f"right behind the IRET at {self._places.bare(last.rip)}, {state}"
-        return f"{d.who[0].upper()}{d.who[1:]} arrives at {self._places.full(d.rip)}: {state}. {pushed}"
+        return f"{sentence(d.who)} arrives at {self._places.full(d.rip)}: {state}. {pushed}"
 
     def _state(self, outer: Delivery, d: Delivery) -> str:
         if d.early and self._replay.target.claims:
@@ -147,7 +154,10 @@ class Explanation:
             if subject:
                 yield from self._paragraph(f"It concerns {subject}{value}.")
             return
-        for label, number, style in (("expected", verdict.expected, "green"), ("found", verdict.found, "red")):
+        for label, number, style in (
+            ("expected", verdict.expected, "green"),
+            ("found", verdict.found, "red"),
+        ):
             if number is not None:
                 yield from self._paragraph(f"{subject} {label}: {self._meant(number, subject)}", 4, 8, style)
 
@@ -184,7 +194,12 @@ class Explanation:
             return
         if affected is not None and replay.verdict.expected is not None:
             frame = affected.slots()
-            freed = [w.step for a in frame for w in replay.writes.get(a, ()) if w.by == "freed" and w.step > affected.step]
+            freed = [
+                w.step
+                for a in frame
+                for w in replay.writes.get(a, ())
+                if w.by == "freed" and w.step > affected.step
+            ]
             then = min(freed, default=end + 1) - 1
             rows = self._rows(affected, then)
             right = {a: "the right value" for a in rows if history.value(a, then) == replay.verdict.expected}
@@ -199,9 +214,11 @@ class Explanation:
     def _shown(self, end: int) -> Picture | None:
         """The pt_regs or the frame in which the wrong value was found."""
         history, verdict = self._history, self._replay.verdict
-        address, names, title, pointer = history.shown_pt_regs(), PT_REGS, "the pt_regs that the handler is given", "RDI"
-        if address is None and verdict.property in ("IST002", "IST005"):
-            address, names, title, pointer = history.returned_frame(), FRAME, "the frame that was returned through", ""
+        names: tuple[str, ...] = PT_REGS
+        title, pointer, address = "the pt_regs that the handler is given", "RDI", history.shown_pt_regs()
+        if address is None:
+            names, title, pointer = FRAME, "the frame that was returned through", ""
+            address = history.returned_frame()
         if address is None:
             return None
         slots = {address + WORD * i: slot for i, slot in enumerate(names)}
@@ -216,7 +233,9 @@ class Explanation:
         if region is None or not self._replay.target.claims or regs < region.bottom:
             return slots
         pushed = {regs + WORD * i: slot for i, slot in enumerate(PT_REGS)}
-        used = {a for a in pushed for w in self._replay.writes.get(a, ()) if w.by != "freed" and w.step <= step}
+        used = {
+            a for a in pushed for w in self._replay.writes.get(a, ()) if w.by != "freed" and w.step <= step
+        }
         return {a: slots.get(a, slot) for a, slot in pushed.items() if a in used or a in slots}
 
 

@@ -116,9 +116,18 @@ class History:
         if waiting and not last:
             waiting[-1].handled = step
 
+    def committed_at(self, step: int) -> list[Delivery]:
+        """The deliveries that the commit at ``step`` was the first for."""
+        before = max((c for c in self.commits if c < step), default=-1)
+        return [d for d in self.deliveries if before < d.step < step and not 0 <= d.ended < step]
+
     def owner(self, write: Write) -> Delivery | None:
         """The delivery in whose course ``write`` happened."""
-        number = self._owner[write.step] if 0 <= write.step < len(self._owner) else -1
+        return self.owner_of_step(write.step)
+
+    def owner_of_step(self, step: int) -> Delivery | None:
+        """The delivery in whose course ``step`` happened."""
+        number = self._owner[step] if 0 <= step < len(self._owner) else -1
         return self.deliveries[number] if number >= 0 else None
 
     def last_write(self, address: int, step: int) -> Write | None:
@@ -175,7 +184,9 @@ class History:
         return address if whole else None
 
     def returned_frame(self) -> int | None:
-        """Address of the frame that the last return went through."""
+        """Address of the frame that the last return went through, if it led astray."""
+        if self.replay.verdict.property not in ("IST002", "IST005"):
+            return None
         now = self.replay.registers
         wanted = [now.get(r) for r in ("RIP", "CS", "RSP")]
         for address in sorted(self.replay.writes, reverse=True):

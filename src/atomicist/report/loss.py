@@ -7,9 +7,9 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from atomicist.report.history import PT_REGS, WORD, Damage, Delivery, History
+from atomicist.report.history import FRAME, PT_REGS, WORD, Damage, Delivery, History
 from atomicist.report.places import Places
-from atomicist.report.text import join, name
+from atomicist.report.text import join, name, sentence
 from atomicist.report.values import Values
 from atomicist.search.replay import Write
 
@@ -55,18 +55,18 @@ class _Loss:
         if not damage:
             return []
         where = self._on(delivery.frame).removeprefix(" on ") or "memory"
-        told = [
-            f"Hardware saved what {delivery.who} had interrupted in one place only: its frame on {where}, "
-            f"{delivery.frame:#x} to {delivery.frame + delivery.size:#x}."
-        ]
+        place = f"{delivery.frame:#x} to {delivery.frame + delivery.size:#x}"
+        what = f"what {delivery.who} had interrupted"
+        told = [f"Hardware saved {what} in one place only: its frame on {where}, {place}."]
         by_owner: dict[tuple[int, str], list[Damage]] = {}
         for d in damage:
             owner = self._history.owner(d.write)
             by_owner.setdefault((owner.number if owner else -1, d.write.by), []).append(d)
         for (number, by), some in by_owner.items():
-            told.append(self._culprit(some, self._history.deliveries[number] if number >= 0 else None, by, where))
-            if by == "delivery" and number >= 0:
-                told += self._let_in(delivery, self._history.deliveries[number])
+            culprit = self._history.deliveries[number] if number >= 0 else None
+            told.append(self._culprit(some, culprit, by, where))
+            if by == "delivery" and culprit is not None:
+                told += self._let_in(delivery, culprit)
         told += self._elsewhere(damage)
         return told
 
@@ -74,10 +74,9 @@ class _Loss:
         words = join([d.slot for d in reversed(damage)])
         were = "was" if len(damage) == 1 else "were"
         if by == "delivery" and owner is not None:
-            return (
-                f"{words} {were} overwritten by the hardware delivery of {owner.who} at {self._places.full(owner.rip)}: "
-                f"the stack of its gate starts at the same top of {where} again."
-            )
+            at = self._places.full(owner.rip)
+            again = f"the stack of its gate starts at the same top of {where} again"
+            return f"{words} {were} overwritten by the hardware delivery of {owner.who} at {at}: {again}."
         first = min(damage, key=lambda d: d.write.step)
         who = f"in the course of {owner.who}, " if owner else ""
         return f"{words} {were} overwritten {who}by {self._places.full(first.write.rip)}."
@@ -88,10 +87,13 @@ class _Loss:
         iret = self._history.last_iret(delivery.step, owner.step)
         if iret < 0:
             return []
-        step = self._history.replay.steps[iret]
+        where = self._places.full(self._history.replay.steps[iret].rip)
+        whose = self._history.owner_of_step(iret)
+        by = f" of {whose.who}" if whose is not None else ""
         return [
-            f"NMIs are blocked from an NMI's delivery to the next IRET, of whomever. It was the IRET at "
-            f"{self._places.full(step.rip)} that let {owner.who} in, although {delivery.who} was not done with its frame."
+            "NMIs are blocked from an NMI's delivery to the next IRET, of whomever.",
+            f"It was the IRET{by} at {where} that let {owner.who} in.",
+            f"But {delivery.who} was not done with its frame.",
         ]
 
     def _elsewhere(self, damage: list[Damage]) -> list[str]:
@@ -112,30 +114,32 @@ class _Loss:
     def _wrong_value(self) -> list[str]:
         verdict = self._history.replay.verdict
         regs = self._history.shown_pt_regs()
-        frame = self._history.returned_frame() if verdict.property in ("IST002", "IST005") else None
+        frame = self._history.returned_frame()
         if regs is not None and verdict.subject in PT_REGS:
-            address, what = regs + WORD * PT_REGS.index(verdict.subject), "of the pt_regs"
-        elif frame is not None and verdict.subject in PT_REGS[-5:]:
-            address, what = frame + WORD * PT_REGS[-5:].index(verdict.subject), "of the frame that was returned through"
+            address, what = regs + WORD * PT_REGS.index(verdict.subject), "pt_regs"
+        elif frame is not None and verdict.subject in FRAME:
+            address, what = frame + WORD * FRAME.index(verdict.subject), "frame that was returned through"
         else:
             return []
         write = self._history.last_write(address, self._end)
         if write is None:
             return []
-        told = [f"The wrong {verdict.subject} {what} ({address:#x}{self._on(address)}) was written {self._by(write)}."]
-        return told + self._came_from(write)
+        where = f"{address:#x}{self._on(address)}"
+        told = f"The wrong {verdict.subject} of the {what} ({where}) was written {self._by(write)}."
+        return [told, *self._came_from(write)]
 
     def _came_from(self, write: Write) -> list[str]:
         """Where the wrong value had been before."""
         if write.value < 1 << 16:
             return []
-        before = sorted(
-            (w.step, a, w)
+        before = [
+            (a, w)
             for a, writes in self._history.replay.writes.items()
             for w in writes
             if w.value == write.value and w.step < write.step and w.by == "insn"
-        )
-        return [f"Before, that value was put at {a:#x}{self._on(a)} {self._by(w)}." for _, a, w in reversed(before[-3:])]
+        ]
+        before.sort(key=lambda at: at[1].step, reverse=True)
+        return [f"Before, that value was put at {a:#x}{self._on(a)} {self._by(w)}." for a, w in before[:3]]
 
     def _on(self, address: int) -> str:
         region = self._target.region(address)
@@ -144,11 +148,12 @@ class _Loss:
     def _by(self, write: Write) -> str:
         owner = self._history.owner(write)
         course = f" in the course of {owner.who}" if owner else ""
+        place = self._places.full(write.rip)
         if write.by == "delivery":
-            return f"by hardware, delivering {owner.who if owner else 'an event'} at {self._places.full(write.rip)}"
+            return f"by hardware, delivering {owner.who if owner else 'an event'} at {place}"
         if write.by == "freed":
-            return f"when that memory was free, at {self._places.full(write.rip)}"
-        return f"by {self._places.full(write.rip)}{course}"
+            return f"when that memory was free, at {place}"
+        return f"by {place}{course}"
 
     # --- the right value
 
@@ -158,22 +163,28 @@ class _Loss:
             return []
         if affected is not None and any(d.write.old == expected for d in self._history.damage(affected)):
             return []
-        told = []
-        holders = []
+        holders: list[tuple[int, Write]] = []
         for address, writes in self._history.replay.writes.items():
             saved = next((w for w in writes if w.value == expected and w.by != "freed"), None)
             if saved is not None:
-                holders.append((saved.step, address, saved))
-        for _, address, saved in sorted(holders)[:2]:
-            after = next((w for w in self._history.replay.writes[address] if w.step > saved.step and w.value != expected), None)
-            fate = "It is still there" if after is None else (
-                f"It was there until {self._places.bare(after.rip)}, where the image says that this memory is free"
-                if after.by == "freed" else f"It was overwritten {self._by(after)}"
-            )  # fmt: skip
-            told.append(f"The right value was saved at {address:#x}{self._on(address)} {self._by(saved)}. {fate}.")
-        if not told:
-            told.append("The right value was never saved to memory.")
-        return told
+                holders.append((address, saved))
+        holders.sort(key=lambda at: at[1].step)
+        if not holders:
+            return ["The right value was never saved to memory."]
+        return [
+            f"The right value was saved at {a:#x}{self._on(a)} {self._by(w)}. {self._fate(a, w)}."
+            for a, w in holders[:2]
+        ]
+
+    def _fate(self, address: int, saved: Write) -> str:
+        """What became of a saved value."""
+        later = self._history.replay.writes[address]
+        after = next((w for w in later if w.step > saved.step and w.value != saved.value), None)
+        if after is None:
+            return "It is still there"
+        if after.by == "freed":
+            return f"It was there until {self._places.bare(after.rip)}, where that memory became free"
+        return f"It was overwritten {self._by(after)}"
 
     # --- a refusal, a store
 
@@ -182,13 +193,15 @@ class _Loss:
         verdict, last = self._history.replay.verdict, self._history.open[-1:]
         if verdict.property not in ("IST015", "IST016") or not last:
             return []
-        why = next((text for word, text in _REASONS.items() if f"_{word}_" in self._places.bare(verdict.rip)), "")
+        label = self._places.bare(verdict.rip)
+        why = next((text for word, text in _REASONS.items() if f"_{word}_" in label), "")
         slots = {slot: address for address, slot in last[0].slots().items()}
         said = []
         for slot in ("RIP", "RSP"):
             value = self._history.value(slots[slot], last[0].step)
             if value is not None:
-                said.append(f"{slot} {value:#x} ({self._values.long(value, slot) or 'nothing that is known here'})")
+                meaning = self._values.long(value, slot)
+                said.append(f"{slot} {value:#x}{f' ({meaning})' if meaning else ''}")
         who = last[0].who
         told = [f"The entry of {who} refused: {why}."] if why else []
         return [*told, f"The frame of {who} says that it interrupted {join(said)}."]
@@ -203,10 +216,10 @@ class _Loss:
         for delivery, instance in zip(self._history.open, self._history.replay.instances, strict=False):
             rsp = instance.context["RSP"]
             if region is not None and region.bottom <= rsp <= address:
-                whose = f"what {delivery.who} interrupted"
+                own = f"{rsp:#x} up to {region.top:#x} on {name(region.name)}"
                 return [
-                    f"RSP of {whose} is {rsp:#x}: on {name(region.name)}, all from there up to {region.top:#x} "
-                    f"is in use. The store goes to {address:#x}."
+                    f"What {delivery.who} interrupted has its RSP there: {own} is in use.",
+                    f"The store goes to {address:#x}.",
                 ]
         return []
 
@@ -216,18 +229,20 @@ class _Loss:
         inner = next((d for d in self._history.deliveries if d.inside == affected.number and d.early), None)
         if inner is None:
             return []
+        hit = sentence(inner.who)
         if self._target.claims:
-            chain = [d for d in self._history.deliveries if d.early and d.number >= inner.number]
-            last = chain[-1]
+            last = [d for d in self._history.deliveries if d.early and d.number >= inner.number][-1]
+            rule = "An entry that is interrupted there is not resumed there."
+            duty = f"to copy the frame and the original registers of {affected.who} to the main stack"
             return [
-                f"{inner.who[0].upper()}{inner.who[1:]} interrupted the entry of {affected.who} before its commit. An entry "
-                f"that is interrupted there is not resumed there: whoever comes last before a commit has to complete it, "
-                f"here {last.who}, by copying the frame and the original registers of {affected.who} to the main stack."
+                f"{hit} interrupted the entry of {affected.who} before its commit. {rule}",
+                f"Whoever comes last before a commit has to complete it: here it was for {last.who} {duty}.",
             ]
         if self._history.damage(affected):
+            move = f"{affected.who} had to move its frame off this stack before anything could be let in"
+            keep = f"{inner.who} had to keep the stack from being used again until that was done"
             return [
-                f"{inner.who[0].upper()}{inner.who[1:]} interrupted {affected.who} before its handler was called. Either "
-                f"{affected.who} had to move its frame off this stack before anything could be let in, or "
-                f"{inner.who} had to keep the stack from being used again until it was done."
+                f"{hit} interrupted {affected.who} before its handler was called.",
+                f"Either {move}, or {keep}.",
             ]
         return []

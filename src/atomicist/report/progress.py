@@ -27,7 +27,9 @@ class Display:
     Nothing is drawn, and no thread started, before the first progress arrives: the
     search has forked its workers by then."""
 
-    def __init__(self, terminal: Terminal, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, terminal: Terminal, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._terminal = terminal
         self._quiet = quiet
         self._clock = clock
@@ -40,7 +42,9 @@ class Display:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         live, self._live = self._live, None
         if live is not None:
             live.stop()

@@ -18,6 +18,9 @@ from atomicist.spec.properties import PROPERTIES
 CLOSED: Final = "CLOSED"
 """The name of the row for the search itself."""
 
+SHOWN: Final = 10
+"""Findings of one property that are shown in full."""
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -45,23 +48,35 @@ def rows(result: Result) -> list[Row]:
     for number, known in PROPERTIES.items():
         found = [f for f in result.findings if f.property == number]
         if found:
-            details = tuple(line for f in found for line in _details(f))
-            table.append(Row(number, known.title, "not ok", f"{known.means} {clean(found[0].schedule)}", details))
+            details = _all_details(found)
+            table.append(
+                Row(number, known.title, "not ok", f"{known.means} {clean(found[0].schedule)}", details)
+            )
         elif result.closed:
             table.append(Row(number, known.title, "ok"))
         else:
             table.append(Row(number, known.title, "skip", f"not decided: {because}"))
-    for f in result.findings:
-        if f.property not in PROPERTIES:
-            table.append(Row(clean(f.property), "a property without a number", "not ok", clean(f.schedule), tuple(_details(f))))
+    table += [
+        Row(
+            clean(f.property), "a property that is not in the table", "not ok", clean(f.schedule), _details(f)
+        )
+        for f in result.findings
+        if f.property not in PROPERTIES
+    ]
     table.append(Row(CLOSED, "nothing is left to try", "not ok" if because else "ok", because))
     return table
 
 
-def _details(finding: Finding) -> list[str]:
+def _all_details(findings: list[Finding]) -> tuple[str, ...]:
+    more = len(findings) - SHOWN
+    rest = (f"and {count(more, 'more finding')} (--json has all)",) if more > 0 else ()
+    return (*(line for f in findings[:SHOWN] for line in _details(f)), *rest)
+
+
+def _details(finding: Finding) -> tuple[str, ...]:
     lines = [f"schedule: {clean(finding.schedule)}", f"subject: {clean(finding.subject)}"]
     if finding.expected is not None:
         lines.append(f"expected: {finding.expected:#x}")
     if finding.found is not None:
         lines.append(f"found: {finding.found:#x}")
-    return [*lines, f"where: {clean(finding.where)}"]
+    return (*lines, f"where: {clean(finding.where)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Final
 
 from atomicist.report.history import WORD, History
@@ -15,6 +16,29 @@ WIDE: Final = 68
 """Columns from which what a value is, and who wrote it, stand beside it."""
 
 _MEANING: Final = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Signs:
+    """What a stack is drawn with."""
+
+    bar: str
+    over: str
+    under: str
+    arrow: str
+
+
+ASCII: Final = Signs("|", f"+{'-' * 28}+", f"+{'-' * 28}+", "<--")
+BOX: Final = Signs(
+    "\N{BOX DRAWINGS LIGHT VERTICAL}",
+    "\N{BOX DRAWINGS LIGHT DOWN AND RIGHT}"
+    + "\N{BOX DRAWINGS LIGHT HORIZONTAL}" * 28
+    + "\N{BOX DRAWINGS LIGHT DOWN AND LEFT}",
+    "\N{BOX DRAWINGS LIGHT UP AND RIGHT}"
+    + "\N{BOX DRAWINGS LIGHT HORIZONTAL}" * 28
+    + "\N{BOX DRAWINGS LIGHT UP AND LEFT}",
+    "\N{BLACK LEFT-POINTING POINTER}" + "\N{BOX DRAWINGS LIGHT HORIZONTAL}" * 2,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,39 +62,37 @@ def draw(picture: Picture, history: History, values: Values, width: int, *, asci
     region = target.region(addresses[-1])
     top = region.top if region else addresses[0] + WORD
     where = name(region.name) if region else "memory"
-    bar, edge, arrow = ("|", "+" + "-" * 28 + "+", "<--") if ascii_only else ("\u2502", "", "\u25c4\u2500\u2500")
-    if not ascii_only:
-        edge = "\u2500" * 28
+    sign = ASCII if ascii_only else BOX
     room = max(len(values.short(history.value(a, picture.step), s)) for a, s in picture.slots.items())
     columns = (width, min(room, _MEANING))
     offset = max(7, max(len(f"{top - a:#x}") for a in addresses) + 1)
     pad = " " * (offset + 3)
     lines = [Line(clean(f"  {picture.title}"), "bold")]
     lines.append(Line(f"  {where}, top at {top:#x}", "dim"))
-    lines.append(Line(pad + (edge if ascii_only else f"\u250c{edge}\u2510")))
+    lines.append(Line(pad + sign.over))
     before = addresses[0] + WORD
     for address in addresses:
         if address + WORD != before:
-            lines.append(Line(f"{pad}{bar} {'...':<26} {bar}"))
+            lines.append(Line(f"{pad}{sign.bar} {'...':<26} {sign.bar}"))
         before = address
-        lines += _row(picture, address, f"{f'-{top - address:#x}':>{offset + 2}}", (bar, arrow), history, values, columns)
-    lines.append(Line(pad + (edge if ascii_only else f"\u2514{edge}\u2518")))
+        where = f"{f'-{top - address:#x}':>{offset + 2}}"
+        lines += _row(picture, address, where, sign, history, values, columns)
+    lines.append(Line(pad + sign.under))
     return lines
 
 
 def _row(
-    picture: Picture, address: int, offset: str, signs: tuple[str, str], history: History, values: Values,
+    picture: Picture, address: int, offset: str, sign: Signs, history: History, values: Values,
     columns: tuple[int, int],
 ) -> list[Line]:  # fmt: skip
-    bar, arrow = signs
     width, room = columns
     slot = picture.slots[address]
     value = history.value(address, picture.step)
     number = "?" if value is None else f"{value:#x}"
     mark, pointer = picture.marks.get(address, ""), picture.pointers.get(address, "")
     style = "bold red" if mark else ""
-    cell = f"{offset} {bar} {slot[:7]:<7} {number:>18} {bar}"
-    said = [f"{arrow} {clean(text)}" for text in (mark, pointer) if text]
+    cell = f"{offset} {sign.bar} {slot[:7]:<7} {number:>18} {sign.bar}"
+    said = [f"{sign.arrow} {clean(text)}" for text in (mark, pointer) if text]
     if width < WIDE:
         return [Line(cell, style), *(Line(f"{' ' * len(offset)}   {text}", style) for text in said)]
     text = f"{cell} {_cut(values.short(value, slot), room):<{room}}  "
@@ -100,7 +122,7 @@ def writer(history: History, address: int, step: int) -> str:
     owner = history.owner(write)
     who = owner.who.removeprefix("the ") if owner else ""
     if write.by == "delivery":
-        return f"hardware, {who}"
+        return f"hw, {who}"
     if write.by == "freed":
         return "free"
     return f"{name(history.replay.target.symbolize(write.rip))}"
@@ -111,7 +133,7 @@ def beside(left: Sequence[Line], right: Sequence[Line], width: int) -> list[Line
     wide = max((len(line.text) for line in left), default=0)
     if wide + 3 + max((len(line.text) for line in right), default=0) > width:
         return None
-    empty = Line()
-    rows = max(len(left), len(right))
-    pairs = zip([*left, *[empty] * (rows - len(left))], [*right, *[empty] * (rows - len(right))], strict=True)
-    return [Line(f"{a.text:<{wide}}   {b.text}".rstrip(), a.style if a.style == b.style else "") for a, b in pairs]
+    pairs = zip_longest(left, right, fillvalue=Line())
+    return [
+        Line(f"{a.text:<{wide}}   {b.text}".rstrip(), a.style if a.style == b.style else "") for a, b in pairs
+    ]

@@ -20,10 +20,11 @@ def verdict(result: Result) -> Line:
     """The outcome in one line, which says by words what the exit status says."""
     if result.findings:
         violated = len({f.property for f in result.findings})
-        words = f"FAILED: {count(violated, 'property', 'properties')} violated, {count(len(result.findings), 'finding')}"
+        findings = count(len(result.findings), "finding")
+        words = f"FAILED: {count(violated, 'property', 'properties')} violated, {findings}"
         return Line(f"{words}; interrupted" if result.interrupted else words, "bold red")
     if result.interrupted:
-        return Line("INTERRUPTED: nothing found in what was covered so far, and nothing proved", "bold yellow")
+        return Line("INTERRUPTED: nothing found in what was covered, and nothing proved", "bold yellow")
     if not result.closed:
         return Line(f"NOT CLOSED: nothing found, but {open_because(result)}", "bold yellow")
     return Line("PASSED: nothing found, and nothing is left to try", "bold green")
@@ -32,12 +33,13 @@ def verdict(result: Result) -> Line:
 def show_summary(terminal: Terminal, result: Result) -> None:
     """Print what was covered, and the verdict."""
     c = result.coverage
+    covered = f", covered by {count(c.certificates, 'certificate')}" if c.certificates else ""
     rate = f", {short(c.interleavings / result.seconds)}/s" if result.seconds > 0.05 else ""
     facts = [
         ("image", f"{name(result.image)} ({' '.join(map(clean, result.config))})"),
         ("build id", clean(result.build_id) or "none"),
         ("engine", clean(result.engine)),
-        ("contexts", f"{c.contexts:,}" + (f", covered by {count(c.certificates, 'certificate')}" if c.certificates else "")),
+        ("contexts", f"{c.contexts:,}{covered}"),
         ("boundaries", f"{c.boundaries:,}"),
         ("interleavings", f"{c.interleavings:,}{rate}"),
         ("executed", f"{c.executed:,} one by one, {c.guest_insns:,} instructions"),

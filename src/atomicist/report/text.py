@@ -38,7 +38,7 @@ def name(text: str) -> str:
 
 
 def count(number: int, noun: str, plural: str = "") -> str:
-    """"1 finding", "2,000 findings"."""
+    """ "1 finding", "2,000 findings"."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
@@ -64,16 +64,22 @@ def duration(seconds: float) -> str:
 
 
 def join(words: list[str]) -> str:
-    """"a", "a and b", "a, b and c"."""
+    """ "a", "a and b", "a, b and c"."""
     return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1] if words else ""
+
+
+def sentence(text: str) -> str:
+    """``text`` with a capital letter at its beginning."""
+    return text[:1].upper() + text[1:]
 
 
 def wrap(text: str, width: int, indent: int = 0, hanging: int | None = None) -> list[str]:
     """``text`` in lines of at most ``width``; a word that is longer stays whole."""
     room = max(20, min(width, 100))
+    later = indent if hanging is None else hanging
     return textwrap.wrap(
-        clean(text), room, initial_indent=" " * indent, subsequent_indent=" " * (indent if hanging is None else hanging),
-        break_long_words=False, break_on_hyphens=False,
+        clean(text), room, initial_indent=" " * indent, subsequent_indent=" " * later, break_long_words=False,
+        break_on_hyphens=False,
     ) or [""]  # fmt: skip
 
 

@@ -12,8 +12,8 @@ from atomicist.spec.events import ERROR_TOKEN
 from atomicist.spec.observer import POISON
 
 _FLAGS: Final = (
-    ("CF", 0), ("PF", 2), ("AF", 4), ("ZF", 6), ("SF", 7), ("TF", 8), ("IF", 9), ("DF", 10), ("OF", 11), ("NT", 14),
-    ("RF", 16), ("AC", 18), ("ID", 21),
+    ("CF", 0), ("PF", 2), ("AF", 4), ("ZF", 6), ("SF", 7), ("TF", 8), ("IF", 9), ("DF", 10), ("OF", 11),
+    ("NT", 14), ("RF", 16), ("AC", 18), ("ID", 21),
 )  # fmt: skip
 _PLACEHOLDER: Final = (1 << 64) - 1
 _CLOBBERED: Final = 0xF0F0F0
@@ -72,7 +72,8 @@ class Values:
         region = next((r for r in self._target.regions if r.bottom < value <= r.top), None)
         if region is not None and said.startswith(name(region.name)):
             below = region.top - value
-            return f"an address on {name(region.name)}, {below} bytes below its top" if below else f"the top of {name(region.name)}"
+            on = name(region.name)
+            return f"an address on {on}, {below} bytes below its top" if below else f"the top of {on}"
         long = {
             "placeholder -1": "the placeholder -1 of an event without error code",
             "handler's leftover": "what a handler left in a register that it may clobber",

@@ -153,11 +153,14 @@ def finding_of(target: Target, shown: Replay) -> Finding:
     )
 
 
-def _order(raw: Raw) -> tuple[int, int, bool, tuple[int, ...]]:
-    """Shortest first; of equals a loss rather than a run without end, the earliest."""
+def _order(target: Target, raw: Raw) -> tuple[int, int, int, bool, tuple[int, ...]]:
+    """Plain start contexts first (their table is in that order), then the fewest events;
+    of equals a loss rather than a run without end, the earliest."""
     f = raw.finding
+    names = [c.name for c in contexts(target)]
     endless = f.property == CODES["ENDLESS"]
-    return len(raw.origin.legs), len(f.events), endless, tuple(e.steps for e in f.events)
+    steps = tuple(e.steps for e in f.events)
+    return len(raw.origin.legs), len(f.events), names.index(raw.origin.name), endless, steps
 
 
 def verify(
@@ -182,9 +185,10 @@ def verify(
         )
     if not raw:
         return replace(result, seconds=time.monotonic() - started), None
-    shortest = min(raw, key=_order)
+    shortest = min(raw, key=lambda r: _order(target, r))
     if target.claims:
-        shortest = shrink(target, shortest)
+        first = min(raw, key=lambda r: (len(r.origin.legs), *_order(target, r)[2:]))
+        shortest = min(shrink(target, first), shortest, key=lambda r: _order(target, r))
     shown = reproduce(target, shortest)
     rest = [_as_finding(target, r) for r in raw if r is not shortest]
     findings = tuple(dict.fromkeys([finding_of(target, shown), *rest]))

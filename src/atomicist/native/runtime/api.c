@@ -13,6 +13,7 @@ EXPORT void atomicist_free(struct search *s)
 	if (m) {
 		free(m->mem);
 		free(m->depended);
+		free(m->version);
 		free(m->mnode);
 		free(m->mscope);
 		free(m->pages);
@@ -88,6 +89,7 @@ EXPORT struct search *atomicist_new(const struct image *im)
 	s->seen_size = 1 << 20;
 	s->hashes_size = 1 << 10;
 	m->mem = malloc(words * 8);
+	m->version = calloc(NSLOTS + words, sizeof(u32));
 	m->depended = calloc(NSLOTS + words, sizeof(u32));
 	m->mnode = calloc(words, sizeof(u32));
 	m->mscope = calloc(words, sizeof(u32));
@@ -106,7 +108,7 @@ EXPORT struct search *atomicist_new(const struct image *im)
 	s->covers_rsp = calloc(MAX_STACK_WORDS, 1);
 	s->cleans = calloc((size_t)im->npages * (MAX_CHAIN + 1), sizeof(*s->cleans));
 	s->hashes = calloc(s->hashes_size, sizeof(*s->hashes));
-	if (!m->mem || !m->depended || !m->mnode || !m->mscope || !m->pages || !m->regions || !m->log || !m->clean || !m->nodes ||
+	if (!m->mem || !m->depended || !m->version || !m->mnode || !m->mscope || !m->pages || !m->regions || !m->log || !m->clean || !m->nodes ||
 	    !m->node_hash || !m->findings || !s->memo || !s->committed || !s->out || !s->seen ||
 	    !s->covers || !s->covers_rsp || !s->hashes || !s->cleans || !index_insns(m)) {
 		atomicist_free(s);

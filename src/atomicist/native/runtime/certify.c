@@ -65,14 +65,34 @@ static void check_leaf(void *arg, u32 loc)
 	}
 }
 
+/* Was any place that the constraint reads written since? */
+static bool touched(struct machine *m, const struct constraint *c, u32 since)
+{
+	if (c->nleaves > MAX_LEAVES)
+		return true;
+	for (u32 i = 0; i < c->nleaves; i++)
+		if (m->version[c->leaf[i]] > since)
+			return true;
+	return false;
+}
+
+/* When was the state last known to be in the class of `memo`?  0: not in this scope. */
+static u32 known_since(struct machine *m, const struct memo *memo)
+{
+	return memo->scope == m->scope->id ? memo->clock : 0;
+}
+
 static bool same(struct search *s, struct memo *memo)
 {
 	struct machine *m = s->m;
+	u32 since = known_since(m, memo);
 
 	for (u32 i = 0; i < memo->ncop; i++)
 		if (value_at(m, memo->cop[i].loc) != memo->cop[i].val)
 			return false;
 	for (u32 i = 0; i < memo->ncon; i++) {
+		if (since && !touched(m, &memo->con[i], since))
+			continue;
 		if (evaluate_now(m, memo->con[i].node) != memo->con[i].val) {
 			/* what told two states apart will do so again: ask it earlier */
 			struct constraint c = memo->con[i];
@@ -84,8 +104,11 @@ static bool same(struct search *s, struct memo *memo)
 	}
 	for (u32 i = 0; i < memo->ncop; i++) {
 		struct copied *c = &memo->cop[i];
-		u32 node = leaf(m, c->loc);
+		u32 node;
 
+		if (since && m->version[c->loc] <= since)
+			continue;
+		node = leaf(m, c->loc);
 		if (node == c->last)
 			continue;
 		if (to_root(m, node) != c->root)
@@ -138,11 +161,14 @@ static void inherit(struct search *s, struct memo *memo)
 {
 	struct machine *m = s->m;
 
+	u32 since = known_since(m, memo);
 	u64 pc = m->pc;
 
 	for (u32 i = 0; i < memo->ncon; i++) {
 		u64 val;
 
+		if (since && !touched(m, &memo->con[i], since))
+			continue;
 		if (inherited(m, &memo->con[i]))
 			continue;
 		m->pc = memo->con[i].where;
@@ -151,7 +177,10 @@ static void inherit(struct search *s, struct memo *memo)
 	m->pc = pc;
 	if (m->scope->parent)
 		for (u32 i = 0; i < memo->ncop; i++)
-			depend(m, leaf(m, memo->cop[i].loc));
+			if (!since || m->version[memo->cop[i].loc] > since)
+				depend(m, leaf(m, memo->cop[i].loc));
+	memo->scope = m->scope->id;
+	memo->clock = m->clock;
 }
 
 static void remember(struct search *s, struct scope *sc, u32 chain, u32 vector, u64 count)
@@ -165,6 +194,7 @@ static void remember(struct search *s, struct scope *sc, u32 chain, u32 vector, 
 	memo->chain = chain;
 	memo->vector = vector;
 	memo->count = count;
+	memo->scope = memo->clock = 0;
 	memo->ncon = sc->ncon;
 	memo->ncop = sc->ncop;
 	memo->con = malloc(sc->ncon * sizeof(*memo->con) + 1);
@@ -188,7 +218,7 @@ static int try_event(struct search *s, u32 chain, u32 vector, u64 *count)
 {
 	struct machine *m = s->m;
 	u64 regs[NSLOTS];
-	u32 rnode[NSLOTS], rscope[NSLOTS], mark = m->nlog;
+	u32 rnode[NSLOTS], rscope[NSLOTS], version[NSLOTS], mark = m->nlog;
 	u32 ninst = m->ninst, nsched = m->nsched, steps = m->steps;
 	struct scope *parent = m->scope, *sc;
 	u64 mine = 0;
@@ -211,6 +241,7 @@ static int try_event(struct search *s, u32 chain, u32 vector, u64 *count)
 	memcpy(regs, m->r, sizeof(regs));
 	memcpy(rnode, m->rnode, sizeof(rnode));
 	memcpy(rscope, m->rscope, sizeof(rscope));
+	memcpy(version, m->version, sizeof(version));
 	sc->id = m->next_scope++;
 	sc->ncon = sc->ncop = 0;
 	sc->parent = parent;
@@ -226,6 +257,7 @@ static int try_event(struct search *s, u32 chain, u32 vector, u64 *count)
 	memcpy(m->r, regs, sizeof(regs));
 	memcpy(m->rnode, rnode, sizeof(rnode));
 	memcpy(m->rscope, rscope, sizeof(rscope));
+	memcpy(m->version, version, sizeof(version));
 	m->root = m->im->user_root_bit && (m->r[REG_CR3] & m->im->user_root_bit);
 	for (u32 i = m->ninst; i-- > ninst;)
 		if (m->inst[i].live_region != ~0u)
@@ -562,6 +594,8 @@ int certify(struct search *s, const u64 *regs, u32 vector, u32 expect_df, u32 no
 	memset(m->node_hash, 0, m->hash_size * sizeof(*m->node_hash));
 	memset(m->rscope, 0, sizeof(m->rscope));
 	memset(m->depended, 0, (NSLOTS + m->im->npages * WORDS) * sizeof(*m->depended));
+	memset(m->version, 0, (NSLOTS + m->im->npages * WORDS) * sizeof(*m->version));
+	m->clock = 1;
 	memset(m->mscope, 0, m->im->npages * WORDS * sizeof(*m->mscope));
 	s->nmemo = s->ncommitted = 0;
 	s->broken_slot = NSLOTS;
@@ -584,6 +618,9 @@ int certify(struct search *s, const u64 *regs, u32 vector, u32 expect_df, u32 no
 		st = GOES_ON;
 	m->interleavings += count;
 	rollback(m, 0);
+	/* where the states do not end, one of those at hand may well show why */
+	if (st == FOUND && m->overflow && !m->nfindings)
+		st = GOES_ON;
 	for (u32 i = 0; st == GOES_ON && i < s->ncommitted; i++) {
 		begin(m, regs);
 		st = follow(s, &s->committed[i]);

@@ -67,6 +67,7 @@ static void set_reg_node(struct machine *m, u32 slot, u32 node)
 {
 	m->rnode[slot] = node;
 	m->rscope[slot] = m->scope->id;
+	m->version[slot] = ++m->clock;
 }
 
 static void put(struct machine *m, const struct var *v, u128 val, u32 node)
@@ -386,6 +387,7 @@ int step(struct machine *m)
 	if (!(m->note & (1u << NOTE_IRET | 1u << NOTE_SYSRET))) {
 		m->r[REG_RIP] = next;
 		if (m->shadow) {
+			m->version[REG_RIP] = ++m->clock;
 			m->rnode[REG_RIP] = 0;
 			m->rscope[REG_RIP] = m->scope->id;
 		}

@@ -58,6 +58,8 @@ void log_word(struct machine *m, u32 loc)
 	if (m->shadow) {
 		u->node = m->mnode[loc - NSLOTS];
 		u->scope = m->mscope[loc - NSLOTS];
+		u->version = m->version[loc];
+		m->version[loc] = ++m->clock;
 	} else {
 		u16 *clean = &m->clean[(loc - NSLOTS) / WORDS], at = (u16)((loc - NSLOTS) % WORDS);
 
@@ -86,6 +88,7 @@ void rollback(struct machine *m, u32 mark)
 		mem[w] = u->old;
 		m->mnode[w] = u->node;
 		m->mscope[w] = u->scope;
+		m->version[u->loc] = u->version;
 	}
 }
 

@@ -121,7 +121,7 @@ struct undo {
 	u32 loc;
 	u32 node;
 	u32 scope;
-	u32 pad;
+	u32 version;
 };
 
 /* A value as a function of the state in which its scope began. */
@@ -262,6 +262,8 @@ struct machine {
 	u32 nnodes, capnodes;
 	u32 *node_hash;
 	u32 hash_size;
+	u32 *version;		/* by place: `clock` when it was written last */
+	u32 clock;
 	u32 *depended;		/* by place: the scope that last noted it as copied */
 
 	struct instance inst[MAX_CHAIN];

@@ -6,7 +6,7 @@
 #include "model.h"
 
 #define MAX_MEMO 8192
-#define MAX_COMMITTED 256
+#define MAX_COMMITTED 1024
 #define MAX_STACK_WORDS 4096
 #define MAX_CANDIDATES 32
 #define MAX_LIVE (MAX_CHAIN * 32)
@@ -19,6 +19,8 @@ struct memo {
 	struct constraint *con;
 	struct copied *cop;
 	u64 count;
+	u32 scope;		/* in which the present state was last found the same ... */
+	u32 clock;		/* ... and when */
 };
 
 /* A state just after a commit, with dead memory left out. */

@@ -124,8 +124,13 @@ u32 leaf(struct machine *m, u32 loc)
 	if (loc >= NSLOTS && m->pages[(loc - NSLOTS) / WORDS].flags & CONSTANT)
 		return 0;
 	n = leaf_in(m, m->scope, loc);
-	if (loc >= NSLOTS)
+	if (loc >= NSLOTS) {
+		u32 version = m->version[loc];
+
+		/* that the place is looked at does not change it */
 		log_word(m, loc);
+		m->version[loc] = version;
+	}
 	*node = n;
 	*scope = m->scope->id;
 	return n;
