@@ -13,7 +13,9 @@ import unicorn
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
+from atomicist.isa.delivery import GP
 from atomicist.isa.ir import Code, Insn
+from atomicist.machine.memory import canonical
 from tests.isa.engines import (
     PLACES,
     Host,
@@ -93,7 +95,13 @@ def is_unknown(insn: Insn) -> bool:
 
 
 def difference(p: Prepared, state: State, ours: Result, theirs: Result) -> str:
-    """Where ``ours`` and ``theirs`` disagree, in words; empty if they agree."""
+    """Where ``ours`` and ``theirs`` disagree, in words; empty if they agree.
+
+    A near branch to an address that is not canonical is #GP(0) of the branch (SDM vol. 2, CALL, JMP, RET);
+    in the
+    model it goes there, and the next fetch is #GP(0): test_access_faults holds it to that."""
+    if theirs.vector == GP.number and ours.vector < 0 and not canonical(ours.registers["RIP"]):
+        return ""
     open_ = undefined(p, state)
     words = []
     if ours.vector != theirs.vector:

@@ -3,9 +3,11 @@
 
 import pytest
 
+from atomicist.isa.delivery import GP
 from atomicist.isa.registers import GPRS
+from atomicist.machine.interpreter import Fault
 from tests.isa.compare import difference
-from tests.isa.engines import PLACES, host, reference
+from tests.isa.engines import PLACES, host, reference, reference_machine
 from tests.isa.ring0 import code
 from tests.isa.states import ARENA, ARENA_SIZE, FLAGS, State
 
@@ -38,6 +40,26 @@ PLACES_OF_FAULT = {
     "above": ARENA + ARENA_SIZE - 3,
     "far": 0x4000_0000,
 }
+
+
+@pytest.mark.parametrize("line", ["ret", "jmp rax", "call rax", "jmp [rbx]"])
+def test_branch_to_nowhere(line: str) -> None:
+    """A processor refuses a branch to an address that is not canonical; the model, the fetch after it."""
+    processor = host()
+    nowhere = 0x0000_9000_0000_0000
+    p, insn = PLACES.get(code(line))
+    registers = dict.fromkeys((*GPRS, "FSBASE", "GSBASE", *FLAGS), 0)
+    registers |= {"RAX": nowhere, "RBX": ARENA, "RSP": ARENA + 0x1000}
+    arena = bytearray(ARENA_SIZE)
+    arena[:8] = arena[0x1000:0x1008] = nowhere.to_bytes(8, "little")
+    state = State(registers, bytes(arena))
+    assert processor.run(p, state).vector == GP.number
+    machine = reference_machine(state, insn)
+    machine.step()
+    assert machine["RIP"] == nowhere
+    with pytest.raises(Fault) as e:
+        machine.step()
+    assert (e.value.vector, e.value.error, e.value.reason) == (GP.number, 0, "fetch")
 
 
 @pytest.mark.parametrize("where", PLACES_OF_FAULT)

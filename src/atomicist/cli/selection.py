@@ -75,7 +75,8 @@ def _kernel(file: str, features: str | None) -> Image:
     try:
         path = Path(file)
         if not path.is_file():
-            raise UsageError(f"cannot read {clean(file)}: there is no such file")
+            why = "it is no regular file" if path.exists() else "there is no such file"
+            raise UsageError(f"cannot read {clean(file)}: {why}")
         target = vmlinux.load(path, names)
     except ValueError as e:
         raise UsageError(f"cannot read {clean(file)}: {e}") from e

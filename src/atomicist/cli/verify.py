@@ -183,7 +183,7 @@ def _show(
 
 
 def _next(result: Result, image: selection.Image, budget: int) -> str:
-    if result.interrupted or budget >= MAX_BUDGET:
+    if result.interrupted or image.target.claims and not result.closed or budget >= MAX_BUDGET:
         return selection.command("verify", *image.options)
     if not result.closed:
         return selection.command("verify", *image.options, "--budget", str(budget + 1))

@@ -7,9 +7,11 @@ and the native model alike; neither knows where it came from.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntFlag
+from typing import Final
 
 from atomicist.isa.delivery import Gate
 from atomicist.isa.ir import Insn
@@ -80,17 +82,29 @@ class Target:
 
     def symbolize(self, address: int) -> str:
         """``address`` as symbol+offset, or in hexadecimal if none is near."""
-        best, start = "", -1
-        for name, value in self.symbols.items():
-            if start < value <= address and address - value < 0x10000:
-                best, start = name, value
-            elif value == start and _prefer(name, best):
-                best = name
-        if not best:
+        starts, names = _by_address(self.symbols)
+        index = bisect_right(starts, address) - 1
+        if index < 0 or address - starts[index] >= NEAR:
             return f"{address:#x}"
-        return best if start == address else f"{best}+{address - start:#x}"
+        name, offset = names[index], address - starts[index]
+        return f"{name}+{offset:#x}" if offset else name
 
 
-def _prefer(name: str, other: str) -> bool:
-    """Of two names for one place take the shorter, then the first."""
-    return (name.startswith("__"), len(name), name) < (other.startswith("__"), len(other), other)
+NEAR: Final = 0x10000
+"""Bytes behind a symbol that are still called by its name."""
+
+_sorted: dict[int, tuple[Mapping[str, int], list[int], list[str]]] = {}
+
+
+def _by_address(symbols: Mapping[str, int]) -> tuple[list[int], list[str]]:
+    """Addresses in order and the name for each: of several the shorter, then the first.
+
+    Made once for each table of symbols, which is kept so that its identity is its own."""
+    known = _sorted.get(id(symbols))
+    if known is None:
+        best: dict[int, str] = {}
+        for name in sorted(symbols, key=lambda n: (n.startswith("__"), len(n), n)):
+            best.setdefault(symbols[name], name)
+        starts = sorted(best)
+        known = _sorted[id(symbols)] = symbols, starts, [best[a] for a in starts]
+    return known[1], known[2]

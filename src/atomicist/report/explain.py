@@ -37,10 +37,9 @@ class Explanation:
     def lines(self) -> Iterator[Line]:
         """All of it."""
         schedule = self._replay.schedule.text(self._replay.target)
-        yield Line(
-            clean(f"Counterexample: {schedule}" if self._replay.verdict.property else f"Replay: {schedule}"),
-            "bold",
-        )
+        # whole in one line, so that it can be copied
+        label = "Counterexample" if self._replay.verdict.property else "Replay"
+        yield Line(clean(f"{label}: {schedule}"), "bold")
         yield Line()
         yield Line("What happens", "bold")
         yield from self._story()
@@ -222,7 +221,7 @@ class Explanation:
         if address is None:
             return None
         slots = {address + WORD * i: slot for i, slot in enumerate(names)}
-        wrong = {a: "LOST: wrong value" for a, slot in slots.items() if slot == verdict.subject}
+        wrong = {a: "LOST: wrong" for a, slot in slots.items() if slot == verdict.subject}
         return Picture(f"After: {title}", end, slots, wrong, {address: pointer} if pointer else {})
 
     def _rows(self, delivery: Delivery, step: int) -> dict[int, str]:

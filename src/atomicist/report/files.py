@@ -26,8 +26,10 @@ class OutputFile:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._path = Path(os.path.realpath(name))
         try:
+            if not name:
+                raise ValueError("it has no name")
+            self._path = Path(os.path.realpath(name))
             self._direct = self._path.exists() and not stat.S_ISREG(self._path.stat().st_mode)
             if self._path.is_dir():
                 raise IsADirectoryError(21, "is a directory")

@@ -9,7 +9,7 @@ from itertools import zip_longest
 from typing import Final
 
 from atomicist.report.history import WORD, History
-from atomicist.report.text import Line, clean, name
+from atomicist.report.text import Line, clean, name, wrap
 from atomicist.report.values import Values
 
 WIDE: Final = 68
@@ -67,7 +67,7 @@ def draw(picture: Picture, history: History, values: Values, width: int, *, asci
     columns = (width, min(room, _MEANING))
     offset = max(7, max(len(f"{top - a:#x}") for a in addresses) + 1)
     pad = " " * (offset + 3)
-    lines = [Line(clean(f"  {picture.title}"), "bold")]
+    lines = [Line(line, "bold") for line in wrap(picture.title, width, 2)]
     lines.append(Line(f"  {where}, top at {top:#x}", "dim"))
     lines.append(Line(pad + sign.over))
     before = addresses[0] + WORD
@@ -97,9 +97,10 @@ def _row(
         return [Line(cell, style), *(Line(f"{' ' * len(offset)}   {text}", style) for text in said)]
     text = f"{cell} {_cut(values.short(value, slot), room):<{room}}  "
     by = writer(history, address, picture.step)
-    if said and len(text) + len(by) + 2 + len(said[0]) > width:
-        by = said.pop(0)  # the title says who
-    text = (text + _cut(by, width - len(text))).rstrip()
+    if said and len(text) + len(by) + 2 + len(said[0]) > width >= len(text) + len(said[0]):
+        text += said.pop(0)  # instead of the writer, who is in the title or in the text above
+    else:
+        text = (text + _cut(by, width - len(text))).rstrip()
     below: list[Line] = []
     for part in said:
         if not below and len(text) + 2 + len(part) <= width:

@@ -5,7 +5,7 @@ every finding is replayed on the reference interpreter before anybody sees it.""
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -153,14 +153,13 @@ def finding_of(target: Target, shown: Replay) -> Finding:
     )
 
 
-def _order(target: Target, raw: Raw) -> tuple[int, int, int, bool, tuple[int, ...]]:
-    """Plain start contexts first (their table is in that order), then the fewest events;
-    of equals a loss rather than a run without end, the earliest."""
+def _order(rank: Mapping[str, int], raw: Raw) -> tuple[int, int, int, bool, int, tuple[int, ...]]:
+    """The fewest events first, then plain start contexts (``rank``: place in their table);
+    of equals a loss rather than a run without end, the first property, the earliest."""
     f = raw.finding
-    names = [c.name for c in contexts(target)]
     endless = f.property == CODES["ENDLESS"]
     steps = tuple(e.steps for e in f.events)
-    return len(raw.origin.legs), len(f.events), names.index(raw.origin.name), endless, steps
+    return len(raw.origin.legs), len(f.events), rank[raw.origin.name], endless, f.property, steps
 
 
 def verify(
@@ -185,10 +184,11 @@ def verify(
         )
     if not raw:
         return replace(result, seconds=time.monotonic() - started), None
-    shortest = min(raw, key=lambda r: _order(target, r))
+    rank = {c.name: i for i, c in enumerate(contexts(target))}
+    shortest = min(raw, key=lambda r: _order(rank, r))
     if target.claims:
-        first = min(raw, key=lambda r: (len(r.origin.legs), *_order(target, r)[2:]))
-        shortest = min(shrink(target, first), shortest, key=lambda r: _order(target, r))
+        first = min(raw, key=lambda r: (len(r.origin.legs), *_order(rank, r)[2:]))
+        shortest = min(shrink(target, first), shortest, key=lambda r: _order(rank, r))
     shown = reproduce(target, shortest)
     rest = [_as_finding(target, r) for r in raw if r is not shortest]
     findings = tuple(dict.fromkeys([finding_of(target, shown), *rest]))

@@ -140,6 +140,9 @@ class Observer:
             return False
         if vector == "MC" and machine["MCG_STATUS"] & MCIP:
             return False
+        if not self.target.claims and vector in MASKED_BY_ENTRY:
+            # without a commit label, an entry ends where its event's context runs again
+            return all(i.vector != vector for i in self.instances)
         return vector not in self.masked
 
     def push(self, vector: str) -> Instance:

@@ -121,6 +121,11 @@ static bool open_gate(struct machine *m, u32 vector, u32 masked)
 		return false;
 	if (vector == EVENT_MC && (m->r[REG_MCG_STATUS] & MCIP))
 		return false;
+	/* without a commit label, an entry ends where its event's context runs again */
+	if (!m->im->claims && (vector == EVENT_DB || vector == EVENT_VC))
+		for (u32 i = 0; i < m->ninst; i++)
+			if (m->inst[i].vector == vector)
+				return false;
 	return !(masked >> vector & 1);
 }
 
