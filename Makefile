@@ -34,7 +34,7 @@ format: setup ## put the Python files into the one format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-kernel-image: ## fetch Debian's kernel image to build/kernel-image/vmlinuz
+kernel-image: setup ## fetch Debian's kernel image to build/kernel-image/vmlinuz
 	@tools/kernel-image $(ARGS)
 
 bench: setup ## measure

@@ -79,7 +79,7 @@ def test_as_a_command_too() -> None:
 
 
 @given(st.text(max_size=40) | st.from_regex(r"user:NMI,[A-Z]{0,3}@?[a-z_+0-9x#~]{0,12}", fullmatch=True))
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 def test_any_schedule_is_refused_or_replayed(text: str) -> None:
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

@@ -21,7 +21,7 @@ from atomicist.cli.main import main
 from atomicist.search.replay import Replay
 from atomicist.search.result import Result
 from atomicist.search.verify import Disagreement
-from tests.cli.command import COMMAND, environment
+from tests.cli.command import COMMAND, environment, run
 from tests.report.results import FINDING, overwritten, result
 
 
@@ -110,6 +110,19 @@ def test_a_disagreement_writes_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path
         assert main(["verify", "--vector", "nmi", "--json", str(tmp_path / "x")]) == 2
     assert err.getvalue() == "atomicist: the engines disagree; please report: user:NMI: x\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_broken_entry_from_end_to_end(tmp_path: Path) -> None:
+    place = tmp_path / "x.json"
+    done = run("verify", "--specimen", "x-store-before-commit", "--vector", "nmi,mc", "--json", str(place))
+    assert done.returncode == 1
+    written = json.loads(place.read_text())
+    assert {f["property"] for f in written["findings"]} == {"IST007"}
+    line = next(line for line in done.stdout.splitlines() if line.startswith("next: "))
+    words = shlex.split(line.removeprefix("next: "))
+    again = run(*words[words.index("replay") :])
+    assert again.returncode == 1
+    assert "IST007 is violated" in again.stdout
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

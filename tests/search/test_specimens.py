@@ -60,7 +60,6 @@ WITH_THE_EVENT = {
 }
 
 
-
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("images")

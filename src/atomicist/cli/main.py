@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(argv)
     except KeyboardInterrupt:
-        _fail("interrupted before there was a result; nothing was written")
+        _fail("interrupted before the end")
         return status_of_interrupt()
     except UsageError as e:
         return _fail(str(e))

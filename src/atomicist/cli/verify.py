@@ -183,8 +183,8 @@ def _show(
 
 
 def _next(result: Result, image: selection.Image, budget: int) -> str:
-    if result.interrupted or image.target.claims and not result.closed or budget >= MAX_BUDGET:
+    if result.closed:
+        return selection.command("specimens") + "    (what it can find)"
+    if result.interrupted or image.target.claims or budget >= MAX_BUDGET:
         return selection.command("verify", *image.options)
-    if not result.closed:
-        return selection.command("verify", *image.options, "--budget", str(budget + 1))
-    return selection.command("specimens") + "    (what it can find)"
+    return selection.command("verify", *image.options, "--budget", str(budget + 1))

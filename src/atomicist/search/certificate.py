@@ -96,12 +96,13 @@ class Certifier:
             self.open_because = f"stopped after {len(self.findings)} contexts with findings"
 
     def _round(self, workers: Workers, items: list[tuple[Context, Origin]]) -> None:
-        tasks = [_Task(context, v) for context, _ in items for v in self._vectors]
+        chosen = [[v for v in self._vectors if c.only in ("", EVENTS[v])] for c, _ in items]
+        tasks = [_Task(c, v) for (c, _), vectors in zip(items, chosen, strict=True) for v in vectors]
         answers = workers.map(_certify, tasks)
         for number, (context, origin) in enumerate(items):
             if len(self.findings) >= STOP_AFTER:
                 return
-            self._take(context, origin, [next(answers) for _ in self._vectors])
+            self._take(context, origin, [next(answers) for _ in chosen[number]])
             self._done += 1
             self._listener(
                 Progress("certifying contexts", self._done, self._done + len(items) - number - 1,

@@ -73,8 +73,13 @@ def default_workers() -> int:
     return max(1, min(2, os.cpu_count() or 1))
 
 
+_PR_SET_PDEATHSIG: Final = 1
+
+
 def _start() -> None:
+    """A worker leaves Ctrl-C to its parent, and dies with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Workers:

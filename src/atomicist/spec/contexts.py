@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from atomicist.image.bare import USER_PAGE
-from atomicist.isa.delivery import KERNEL_CS, KERNEL_DS, USER_CS, USER_DS
+from atomicist.isa.delivery import KERNEL_CS, KERNEL_DS, USER_CS, USER_DS, VECTORS
 from atomicist.isa.registers import GPRS, REGISTERS, SLOTS
 from atomicist.isa.system import CR4_FSGSBASE
 from atomicist.machine.memory import RegionKind
 from atomicist.machine.target import Target
+from atomicist.spec.events import EVENTS
 
 USER_GSBASE: Final = 0x0000_7F00_BA5E_0000
 USER_PCID_BIT: Final = 0x800
@@ -32,13 +33,15 @@ class Context:
 
     ``registers`` is a whole register file.  ``expect_df``: it contradicts
     itself, so the only right answer is a double fault.  ``no_stack``: its RSP
-    is not a kernel stack's although it runs in ring 0 (the SYSCALL gap)."""
+    is not a kernel stack's although it runs in ring 0 (the SYSCALL gap).  ``only``: the
+    one vector that it is about, "" for all."""
 
     name: str
     about: str
     registers: tuple[int, ...]
     expect_df: bool = False
     no_stack: bool = False
+    only: str = ""
 
 
 def token(index: int) -> int:
@@ -80,10 +83,11 @@ def _kernel(target: Target, rsp: int) -> dict[str, int]:
 
 def contexts(target: Target) -> tuple[Context, ...]:
     """All start contexts of ``target``, in a fixed order."""
-    return tuple(
+    plain = tuple(
         Context(name, about, _file(values), name.startswith("contradiction"), "gap" in name)
         for name, about, values in _rows(target)
     )
+    return (*plain, *_twice(target)) if target.claims else plain
 
 
 def _rows(target: Target) -> Iterator[tuple[str, str, dict[str, int]]]:
@@ -224,6 +228,22 @@ def _contradictions(target: Target) -> Iterator[tuple[str, str, dict[str, int]]]
                 f"RIP in the atomic entry {name} but RSP on the task stack",
                 _kernel(target, task.top - 0x208) | {"RIP": target.symbols[name]},
             )
+
+
+def _twice(target: Target) -> Iterator[Context]:
+    """A vector that arrives inside its own entry, as an NMI may when RSM unmasks it
+    (SDM vol. 3, 32.8): the first frame is overwritten, so only a double fault is right."""
+    for vector in EVENTS:
+        gate = target.gates.get(vector)
+        stack = next((r for r in target.regions if r.name == f"{vector.lower()}_stack"), None)
+        if gate is None or stack is None:
+            continue
+        below = 48 if VECTORS[vector].has_error_code else 40
+        inside = _kernel(target, stack.top - below) | {"RIP": gate.offset, "IF": 0}
+        yield Context(
+            f"contradiction-twice-{vector.lower()}", f"{vector} at the first instruction of its own entry",
+            _file(inside), expect_df=True, only=vector,
+        )  # fmt: skip
 
 
 def from_key(target: Target, name: str, key: Mapping[str, int], rip: int) -> Context:

@@ -14,8 +14,8 @@ VC     at any boundary but inside its own entry: a hypervisor chooses (APM vol. 
 =====  =============================================================================
 
 "Inside its own entry" ends at the commit where an image claims by a label that
-its stack is free from there, else when the context that it interrupted runs again.  All are held off for
-one instruction behind MOV SS (SDM vol. 3, 6.8.3).
+its stack is free from there, else when the context that it interrupted runs again.  All but the
+abort #MC are held off for one instruction behind MOV SS (SDM vol. 3, 6.8.3).
 """
 
 from __future__ import annotations

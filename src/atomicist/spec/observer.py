@@ -134,7 +134,7 @@ class Observer:
     def gate_open(self, vector: str) -> bool:
         """Whether hardware could deliver ``vector`` here (see `spec.events`)."""
         machine = self.machine
-        if vector not in self.target.gates or machine["SHADOW"]:
+        if vector not in self.target.gates or (machine["SHADOW"] and vector != "MC"):
             return False
         if vector == "NMI" and machine["NMI_BLOCKED"]:
             return False

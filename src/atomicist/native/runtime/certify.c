@@ -366,7 +366,7 @@ static int explore(struct search *s, u32 chain, u64 *count)
 		}
 		m->boundaries++;
 		for (u32 v = 0; v < NVEC; v++) {
-			bool under_way = !m->im->gates[v].present || m->r[REG_SHADOW];
+			bool under_way = !m->im->gates[v].present || (m->r[REG_SHADOW] && v != EVENT_MC);
 
 			for (u32 c = chain; c; c /= 8)
 				under_way |= c % 8 == v + 1;

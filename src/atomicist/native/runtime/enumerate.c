@@ -115,7 +115,7 @@ static void restore(struct search *s, const struct saved *v)
 
 static bool open_gate(struct machine *m, u32 vector, u32 masked)
 {
-	if (!m->im->gates[vector].present || m->r[REG_SHADOW])
+	if (!m->im->gates[vector].present || (m->r[REG_SHADOW] && vector != EVENT_MC))
 		return false;
 	if (vector == EVENT_NMI && m->r[REG_NMI_BLOCKED])
 		return false;
