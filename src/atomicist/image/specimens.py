@@ -75,7 +75,7 @@ def find(name: str) -> Specimen:
     known = {s.name: s for s in specimens()}
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or [n for n in known if name and name in n][:3]
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"they are {', '.join(known)}"
     raise ImageError(f"there is no specimen '{name[:60]}': {hint}")
 
@@ -97,10 +97,12 @@ def read(place: Path) -> Specimen:
         if not isinstance(table.get(key), str) or not table[key].strip():
             raise wrong(f"specimen.toml must say '{key}', a text")
     for key in _LISTS:
-        if not isinstance(table.get(key, []), list) or not all(isinstance(v, str) for v in table.get(key, [])):
+        names = table.get(key, [])
+        if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
             raise wrong(f"'{key}' must be a list of names")
     switches = table.get("config", {})
-    if not isinstance(switches, dict) or not all(k in _SWITCHES and isinstance(v, bool) for k, v in switches.items()):
+    known = isinstance(switches, dict) and set(switches) <= set(_SWITCHES)
+    if not known or not all(isinstance(on, bool) for on in switches.values()):
         raise wrong(f"'config' must be a table of {', '.join(_SWITCHES)}, true or false")
     if table["name"] != place.name:
         raise wrong(f"its name in specimen.toml is '{table['name']}'")
