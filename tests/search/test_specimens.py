@@ -36,21 +36,6 @@ NAIVE = "naive"
 # Met only on the way back from an event: no start context shows it at once.
 MET_LATER = {"m04-resumed-at-commit"}
 
-# What the native model still reports otherwise, or not at all, and why.
-NATIVE_BLIND = {
-    "m14-leaves-before-copying": "the placeholder is judged before the context that was overwritten with it",
-    "m18-handler-changes-stacks": "the placeholder is judged before the context that was overwritten with it",
-    "x-no-swapgs-from-user": "where nothing is mapped, a foreign GSBASE is not named",
-    "x-swapgs-before-commit": "where nothing is mapped, a foreign GSBASE is not named",
-}
-
-# What the reference does not see where the native model does, and why.
-REFERENCE_BLIND = {
-    "h-tss-rewritten": "constants are not watched",
-    "h-user-on-ist-stack": "a handler that is reached before any commit is not a claim broken",
-    "x-by-rip-alone": "a contradiction that ends well is not objected to",
-}
-
 # The certificate assumes an event where stack is free: here with the event in place, and what it does.
 WITH_THE_EVENT = {
     "h-return-in-two-steps": ("kernel-task", "IST013"),
@@ -116,15 +101,9 @@ def property_of(finding: NativeFinding) -> str:
     return f"IST{finding.property:03d}"
 
 
-def marked(names: set[str], blind: dict[str, str]) -> list[object]:
-    return [
-        pytest.param(n, marks=pytest.mark.xfail(reason=blind[n])) if n in blind else n for n in sorted(names)
-    ]
-
-
 AT_ONCE = set(ALL) - MET_LATER - {NAIVE}
 ENDLESS = {n for n in AT_ONCE if PROPERTIES[ALL[n].property].key == "ENDLESS"}
-COMPARED = AT_ONCE - set(NATIVE_BLIND) - set(WITH_THE_EVENT)
+COMPARED = AT_ONCE - set(WITH_THE_EVENT)
 
 
 def agree(cache: Path, name: str) -> None:
@@ -134,14 +113,14 @@ def agree(cache: Path, name: str) -> None:
     assert shown.verdict.property == property_of(raw.finding)
 
 
-@pytest.mark.parametrize("name", marked(AT_ONCE, NATIVE_BLIND))
+@pytest.mark.parametrize("name", sorted(AT_ONCE))
 def test_found(cache: Path, name: str) -> None:
     target, raw = found(cache, name)
     assert raw is not None, f"{target.name} was not found"
     assert property_of(raw.finding) == ALL[name].property
 
 
-@pytest.mark.parametrize("name", marked(COMPARED - ENDLESS, REFERENCE_BLIND))
+@pytest.mark.parametrize("name", sorted(COMPARED - ENDLESS))
 def test_reference_agrees(cache: Path, name: str) -> None:
     agree(cache, name)
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+from atomicist.image.cache import cached
 from atomicist.image.code import reachable
 from atomicist.image.elf import ElfImage, read_elf
 from atomicist.image.errors import ImageError
@@ -146,7 +147,13 @@ class _Memory:
 def load(path: Path, config: BareConfig, name: str = "atomic_ist") -> Target:
     """The target in the bare image at ``path``. Raises `ImageError` if a symbol of
     the interface is missing."""
-    elf = read_elf(path.read_bytes())
+    data = path.read_bytes()
+    how = f"bare {name} {config}"
+    return cached(path.parent, data, how, lambda: _read(path, data, config, name))
+
+
+def _read(path: Path, data: bytes, config: BareConfig, name: str) -> Target:
+    elf = read_elf(data)
     symbols = {s.name: s.address for s in elf.symbols}
     if not symbols:
         raise ImageError(f"{path.name} has no symbols: build it with kernel/bare/Makefile, unstripped")

@@ -13,8 +13,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+from atomicist.image.cache import cached
 from atomicist.image.errors import ImageError
-from atomicist.image.kernel import load_kernel
+from atomicist.image.kernel import parse_kernel
 from atomicist.image.layout import LinuxLayout
 from atomicist.image.layout import Region as LinuxRegion
 from atomicist.image.linux import describe
@@ -23,6 +24,7 @@ from atomicist.isa.delivery import VECTORS, Gate
 from atomicist.isa.lift import MAX_INSN, Lifter
 from atomicist.machine.memory import PAGE, Page, PageFlag, Region, RegionKind
 from atomicist.machine.target import Place, Target
+from atomicist.native.build import cache_dir
 
 DEFAULT_FEATURES: Final = frozenset({"PTI", "PCID", "FSGSBASE", "SMAP"})
 """A CPU of the kind that needs page-table isolation, as Debian would run it."""
@@ -48,12 +50,15 @@ def load(path: Path, features: frozenset[str] | None = None) -> Target:
 
     Raises `ImageError` if it cannot be read, is not of a kind we know, or a
     feature has no such name."""
+    wanted = DEFAULT_FEATURES if features is None else features
     try:
-        kernel = load_kernel(path)
+        data = path.read_bytes()
     except OSError as e:
         raise ImageError(f"cannot read {path}: {e.strerror}") from e
-    layout = describe(kernel, DEFAULT_FEATURES if features is None else features)
-    return _Loader(layout, path.name).target()
+    how = f"linux {path.name} {','.join(sorted(wanted))}"
+    return cached(
+        cache_dir(), data, how, lambda: _Loader(describe(parse_kernel(data), wanted), path.name).target()
+    )
 
 
 class _Loader:

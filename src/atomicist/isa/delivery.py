@@ -116,9 +116,9 @@ def deliver(gate: Gate) -> tuple[Op, ...]:
     for flag in ("TF", "NT", "RF", "VM", "IF"):
         b.set(flag, const(0, 1))
     b.set("SHADOW", const(0, 8))
-    if vector is NMI:
+    if vector == NMI:
         b.set("NMI_BLOCKED", const(1, 8))
-    if vector is MC:
+    if vector == MC:
         b.set("MCG_STATUS", b.or_(reg("MCG_STATUS"), const(MCIP, 8)))
     b.set("RIP", const(gate.offset, 8))
     b.goto(const(gate.offset, 8))

@@ -65,7 +65,7 @@ class ForeignGsBase(Exception):  # noqa: N818 - an event of the model
 
 def _double(first: Vector, second: Fault) -> bool:
     """Whether ``second``, raised while ``first`` is delivered, makes a double fault."""
-    if first is PF:
+    if first == PF:
         return second.vector in _CONTRIBUTORY or second.vector == PF.number
     return first.number in _CONTRIBUTORY and second.vector in _CONTRIBUTORY
 
@@ -150,7 +150,7 @@ class Machine:
         Returns the name of the vector delivered, "shutdown" if none could be."""
         while True:
             vector = BY_NUMBER[fault.vector]
-            if vector is PF:
+            if vector == PF:
                 self["CR2"] = fault.address
             second = Fault(NP.number, vector.number << 3 | IDT | EXT, "no gate", self.registers[_RIP])
             gate = gates.get(vector.name)
@@ -161,7 +161,7 @@ class Machine:
                     second = e
                 else:
                     return vector.name
-            if vector is DF:
+            if vector == DF:
                 return "shutdown"
             fault = Fault(DF.number, 0, "double fault", second.address) if _double(vector, second) else second
 
@@ -230,6 +230,8 @@ class Machine:
         self.memory.poke(address, size, value)
 
     def _check(self, address: int, size: int, access: Access, *, write: bool) -> None:
+        if access is Access.GS and self.registers[_GSBASE] != self.target.kernel_gsbase:
+            raise ForeignGsBase(address)
         last = address + size - 1 & mask(8)
         places = (address,) if address // PAGE == last // PAGE else (address, last & -PAGE)
         for place in places:
@@ -242,8 +244,6 @@ class Machine:
                 present = self.memory.present(place, user_root=self.user_root)
                 code = (PF_PRESENT if present else 0) | (PF_WRITE if write else 0)
                 raise Fault(PF.number, code, e.reason, e.address) from e
-        if access is Access.GS and self.registers[_GSBASE] != self.target.kernel_gsbase:
-            raise ForeignGsBase(address)
 
     def scratch(self, address: int) -> bool:
         """Whether an entry may write to ``address`` before it commits."""

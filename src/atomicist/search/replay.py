@@ -25,7 +25,9 @@ from atomicist.spec.events import ERROR_TOKEN
 from atomicist.spec.observer import POISON, Done, DoubleFault, Instance, Observer, Violation
 from atomicist.spec.properties import BY_KEY
 
-MAX_STEPS: Final = 200_000
+MAX_STEPS: Final = 4_000
+"""Steps for each event and the start, beyond which a run counts as endless: the bound
+that the native model has for a run behind its last event."""
 
 _REFUSALS: Final = {
     "non-canonical": "NON_CANONICAL", "unmapped": "UNMAPPED", "not-in-user-tables": "NOT_IN_USER_TABLES",
@@ -130,6 +132,11 @@ class _Run:
             self._loop()
             outcome = Verdict("", "", None, None, self.machine["RIP"], "resumed")
         except Done:
+            if self._todo:
+                place = self.replay.target.symbolize(self._todo[0].rip or 0)
+                raise ScheduleError(
+                    f"{self._todo[0].vector}@{place} never arrives: RIP is not there again"
+                ) from None
             outcome = Verdict("", "", None, None, self.machine["RIP"], "resumed")
         except DoubleFault:
             outcome = Verdict("", "", None, None, self.machine["RIP"], "double fault, with cause")
@@ -151,7 +158,8 @@ class _Run:
         return Verdict(BY_KEY[key].number, subject, expected, found, self.machine["RIP"], "violated")
 
     def _loop(self) -> None:
-        for _ in range(MAX_STEPS):
+        bound = MAX_STEPS * (1 + len(self._todo) + len(self._timed))
+        for _ in range(bound):
             self._commit()
             self._passed[self.machine["RIP"]] += 1
             injection = self._due()
@@ -164,7 +172,7 @@ class _Run:
                 )
             self._step()
             self._steps += 1
-        raise Violation("ENDLESS", f"more than {MAX_STEPS} steps")
+        raise Violation("ENDLESS", f"more than {bound} steps")
 
     def _due(self) -> Injection | None:
         """The injection that is to happen now, if one is."""
@@ -281,7 +289,7 @@ class _Run:
 
     def _store(self, address: int, size: int, value: int) -> None:
         if self._watching:
-            self.observer.store(address, size)
+            self.observer.store(address, size, value)
         word = address & ~7
         shift = 8 * (address - word)
         old = self.machine.memory.word(word) or 0

@@ -120,6 +120,11 @@ def _user_rows(target: Target) -> Iterator[tuple[str, str, dict[str, int]]]:
             hostile = {"RSP": region.top - 0x100}
             yield f"user-rsp-{region.name}", f"user mode, RSP pointing into {region.name}", user | hostile
 
+    main = target.main_stack()
+    if main is not None:
+        low = {"RSP": main.bottom + 0x40}
+        yield "user-rsp-main-low", "user mode, RSP pointing to the bottom of the main stack", user | low
+
 
 def _kernel_rows(target: Target) -> Iterator[tuple[str, str, dict[str, int]]]:
     for name, kind in (
@@ -172,6 +177,9 @@ def _gap_rows(target: Target) -> Iterator[tuple[str, str, dict[str, int]]]:
     user = _user(target)
     nmi = next((r for r in target.regions if r.kind is RegionKind.IST_STACK), None)
     stacks = {"": user["RSP"], "-hostile": nmi.top - 0x100 if nmi else 0, "-wild": 0x8000_0000_0000_0000}
+    main = target.main_stack()
+    if main is not None:
+        stacks |= {"-main": main.top - 0x100, "-main-low": main.bottom + 0x40}
     for start, end in GAPS:
         if start not in target.symbols or end not in target.symbols:
             continue

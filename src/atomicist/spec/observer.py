@@ -26,7 +26,7 @@ from typing import Final
 from atomicist.isa.delivery import MCIP, VECTORS
 from atomicist.isa.registers import BY_SLOT, FLAG_BITS, REGISTERS, RFLAGS_FIXED
 from atomicist.machine.interpreter import Machine
-from atomicist.machine.memory import Region, RegionKind
+from atomicist.machine.memory import PageFlag, Region, RegionKind
 from atomicist.machine.target import Place
 from atomicist.native.tables import PT_REGS
 from atomicist.spec.events import ERROR_TOKEN, EVENTS, MASKED_BY_ENTRY
@@ -123,13 +123,19 @@ class Observer:
                 live = rsp
             self._live[region.name] = live
 
-    def store(self, address: int, size: int) -> None:
+    def store(self, address: int, size: int, value: int) -> None:
         """Judge a store, before it happens."""
         region = self.target.region(address)
         if region is not None and address + size > self._live[region.name]:
             raise Violation("LIVE_OVERWRITTEN", f"{region.name} at {address:#x}")
         if self.early and not self.machine.scratch(address):
             raise Violation("WRITE_OUTSIDE", f"{address:#x}")
+        flags = self.machine.memory.flags(address)
+        constant = flags is not None and flags & PageFlag.CONSTANT and self.target.claims
+        if constant and self.machine.memory.peek(address, size) != value:
+            raise Violation(
+                "CONSTANT_CHANGED", f"{address:#x}", self.machine.memory.peek(address, size), value
+            )
 
     def gate_open(self, vector: str) -> bool:
         """Whether hardware could deliver ``vector`` here (see `spec.events`)."""
@@ -192,6 +198,8 @@ class Observer:
             else:
                 self.spare -= 1
             instance = next((i for i in reversed(self.instances) if i.vector == vector), None)
+        if self.early:  # with commit labels: whoever calls a handler has committed
+            raise Violation("CLAIM", "RIP", None, self.machine["RIP"])
         if instance is None:
             raise Violation("HANDLED_TWICE", vector)
         self._environment()
@@ -226,17 +234,18 @@ class Observer:
             expected = pack_flags(instance.context) if name == "RFLAGS" else instance.context[name]
             if shown[name] != expected and wrong is None:
                 wrong = Violation("HANDLER_CONTEXT", name, expected, shown[name])
-        if shown["ORIG_RAX"] != (1 << 64) - 1:
-            raise Violation("PLACEHOLDER", "orig_ax", (1 << 64) - 1, shown["ORIG_RAX"])
-        if wrong is None:
-            return
         open_below = any(not i.handled for i in self.instances[: self.instances.index(instance)])
         to = self.target.places.get(shown["RIP"] or 0, Place(0))
         kernel = not (shown["CS"] or 0) & 3
-        if open_below and (instance.in_entry or instance.abandoned) and kernel and to & Place.ENTRY:
+        replaceable = instance.in_entry or instance.abandoned
+        if wrong is not None and open_below and replaceable and kernel and to & Place.ENTRY:
             instance.abandoned = True
-            return
-        raise wrong
+            wrong = None
+        # of a frame that is wrong altogether the placeholder is not the news
+        if wrong is None and shown["ORIG_RAX"] != (1 << 64) - 1:
+            wrong = Violation("PLACEHOLDER", "orig_ax", (1 << 64) - 1, shown["ORIG_RAX"])
+        if wrong is not None:
+            raise wrong
 
     def adversary(self, vector: str) -> list[Region]:
         """The handler, keeping to the ABI: clobbers, and returns. Gives the stack whose
@@ -271,6 +280,9 @@ class Observer:
         for name, expected in self.instances[index].context.items():
             if name not in NOT_COMPARED and now[name] != expected:
                 raise Violation("RESUMED_CONTEXT", name, expected, now[name])
+        # an IRET unblocks NMIs; a way out without one leaves them blocked for good
+        if index == 0 and now["NMI_BLOCKED"] and not self.instances[0].context["NMI_BLOCKED"]:
+            raise Violation("RESUMED_CONTEXT", "NMI_BLOCKED", 0, now["NMI_BLOCKED"])
         for instance in self.instances[index:]:
             if not instance.handled:
                 self.owed[instance.vector] += 1
@@ -283,6 +295,8 @@ class Observer:
             lost = next((v for v, n in self.owed.items() if n), None)
             if lost is not None:
                 raise Violation("EVENT_LOST", lost)
+            if self.expect_df:
+                raise Violation("NO_DOUBLE_FAULT", "RIP", None, now["RIP"])
             raise Done
 
     def deliberate(self) -> None:

@@ -133,10 +133,10 @@ static inline int translate(struct machine *m, u64 va, u32 size, bool write, u32
 	int i = find_page(m, va);
 	u32 off = (u32)(va & (PAGE - 1));
 
-	if (i < 0 || off + size > (write ? m->pages[i].wlimit : m->pages[i].rlimit)[m->root])
-		return refuse(m, va, access, write);
 	if (access == ACCESS_GS && m->r[REG_GSBASE] != m->im->kernel_gsbase)
 		return report(m, P_FOREIGN_GSBASE, va, REG_GSBASE, m->im->kernel_gsbase, m->r[REG_GSBASE]);
+	if (i < 0 || off + size > (write ? m->pages[i].wlimit : m->pages[i].rlimit)[m->root])
+		return refuse(m, va, access, write);
 	if (write && m->early && !(m->pages[i].flags & SCRATCH))
 		return report(m, P_WRITE_OUTSIDE, va, NSLOTS, 0, 0);
 	*loc = (u32)i * WORDS + off / 8;

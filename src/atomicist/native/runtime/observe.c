@@ -212,22 +212,23 @@ static int check_frame(struct machine *m, struct instance *in, u64 regs, bool fi
 					require(m, node, val);
 		}
 	}
-	if (!read_word(m, regs + PT_ORIG_RAX, &val) || val != ~0ull)
-		return report(m, P_PLACEHOLDER, regs + PT_ORIG_RAX, NSLOTS, ~0ull, val);
-	if (exact)
-		return GOES_ON;
 	/* replaced by another context of the entry code? */
 	other = false;
 	for (struct instance *below = m->inst; below < in; below++)
 		other |= !below->handled;
-	if (other && (in->in_entry || in->abandoned) && !(cs & 3)) {
+	if (!exact && other && (in->in_entry || in->abandoned) && !(cs & 3)) {
 		const struct insn *to = insn_at(m, rip);
 
 		if (to && to->place & IN_ENTRY) {
 			in->abandoned = 1;
-			return GOES_ON;
+			exact = true;
 		}
 	}
+	/* of a frame that is wrong altogether the placeholder is not the news */
+	if (exact && (!read_word(m, regs + PT_ORIG_RAX, &val) || val != ~0ull))
+		return report(m, P_PLACEHOLDER, regs + PT_ORIG_RAX, NSLOTS, ~0ull, val);
+	if (exact)
+		return GOES_ON;
 	return report(m, P_HANDLER_CONTEXT, regs, bad, bad_expected, bad_found);
 }
 
@@ -340,6 +341,9 @@ int at_handler(struct machine *m, u32 vector)
 			if (m->inst[i].vector == vector)
 				in = &m->inst[i];
 	}
+	/* with commit labels: whoever calls a handler has committed */
+	if (m->early)
+		return report(m, P_CLAIM, m->pc, REG_RIP, 0, m->pc);
 	if (!in)
 		return report(m, P_HANDLED_TWICE, m->pc, NSLOTS, 0, vector);
 	st = check_environment(m);
@@ -389,6 +393,9 @@ int at_return(struct machine *m)
 		if (j == 0 && m->shadow)
 			same_origin(m, leaf(m, slot), slot, m->r[slot]);
 	}
+	/* an IRET unblocks NMIs; a way out without one leaves them blocked for good */
+	if (j == 0 && m->r[REG_NMI_BLOCKED] && !in->x[REG_NMI_BLOCKED])
+		return report(m, P_RESUMED_CONTEXT, m->pc, REG_NMI_BLOCKED, 0, m->r[REG_NMI_BLOCKED]);
 	for (u32 i = m->ninst; i-- > j;) {
 		if (!m->inst[i].handled)
 			m->owed[m->inst[i].vector]++;
