@@ -125,12 +125,17 @@ def test_a_broken_entry_from_end_to_end(tmp_path: Path) -> None:
     assert "IST007 is violated" in again.stdout
 
 
+def hear_interrupts() -> None:
+    """A test run in the background of a shell ignores SIGINT, and its children would too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted(tmp_path: Path, number: signal.Signals, status: int) -> None:
     place = tmp_path / "x.json"
     process = subprocess.Popen(
         [*COMMAND, "verify", "--json", str(place)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=environment(),
+        env=environment(), preexec_fn=hear_interrupts,  # noqa: PLW1509 - there are no threads
     )  # fmt: skip
     assert process.stderr is not None
     first = process.stderr.readline()
@@ -154,6 +159,7 @@ def test_interrupted_on_a_narrow_terminal() -> None:
     leader, follower = pty.openpty()
     process = subprocess.Popen(
         [*COMMAND, "verify"], stdin=follower, stdout=follower, stderr=follower, start_new_session=True,
+        preexec_fn=hear_interrupts,  # noqa: PLW1509 - there are no threads
         env=environment(TERM="xterm", COLUMNS="40", NO_COLOR="1"),
     )  # fmt: skip
     os.close(follower)
