@@ -98,6 +98,9 @@ def test_not_canonical_by_segment(line: str, vector: int) -> None:
     bad = 0x0000_9000_0000_0000
     registers = dict.fromkeys(("RBX", "RSP", "RBP", "R12", "RSI", "RDI"), bad) | {"RCX": 4}
     m = accessing(line, user_root=False, **registers)
+    m["GSBASE"] = m.target.kernel_gsbase
+    if "gs:" in line:
+        m["RBP"] = bad - m.target.kernel_gsbase
     before = list(m.registers)
     with pytest.raises(Fault) as e:
         m.step()
@@ -151,9 +154,9 @@ def test_foreign_gsbase() -> None:
     with pytest.raises(ForeignGsBase) as e:
         m.step()
     assert e.value.address == BOTH + 16
-    # Without GS the same base is no concern; a refused access is told first.
+    # Without GS the same base is no concern; with it the base is named, not where it led.
     accessing("mov rax, [rbx]", user_root=False, GSBASE=BOTH, RBX=BOTH).step()
-    with pytest.raises(Fault):
+    with pytest.raises(ForeignGsBase):
         accessing("mov rax, gs:[rbx]", user_root=False, GSBASE=0x1000, RBX=16).step()
 
 
