@@ -92,6 +92,7 @@ class Certifier:
                 break
             self._round(workers, chosen)
         self.coverage += Coverage(contexts=self._reach.size())
+        self.open_because = self.open_because or self._reach.unplaced
         if len(self.findings) >= STOP_AFTER:
             self.open_because = f"stopped after {len(self.findings)} contexts with findings"
 

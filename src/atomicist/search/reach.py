@@ -69,9 +69,9 @@ class _Met:
         sources = [s for i, s in enumerate(self.context.source) if i != _AT_RSP]
         key = tuple(
             value if source is None else member.key[source - (source > _AT_RSP)]
-            for value, source in zip(self.group.key, sources, strict=True)
+            for value, source in zip(self.group.key, sources, strict=False)
         )
-        return Group(key, self.group.region)
+        return Group(key + self.group.key[len(key) :], self.group.region)
 
 
 @dataclass(slots=True)
@@ -121,6 +121,8 @@ class Reach:
         self._sets: dict[Group, dict[int, _Set]] = {}
         self._certificates: list[_Certificate] = []
         self._time = 0
+        self.unplaced = ""
+        """Why the sets are not complete, if they are not."""
         self._given: dict[tuple[Group, int, int], Context] = {}
 
     def _place(self, rsp: int) -> tuple[int, int] | None:
@@ -134,9 +136,11 @@ class Reach:
         r = context.registers
         if context.no_stack:
             return Group((*(r[s] for s in _KEY), r[_RSP]), -1), 0
-        place = self._place(r[_RSP])
-        if place is None or context.expect_df or r[_CS] & 3:
+        if context.expect_df or r[_CS] & 3:
             return None
+        place = self._place(r[_RSP])
+        if place is None:
+            return Group((*(r[s] for s in _KEY), r[_RSP]), -1), 0
         return Group(tuple(r[s] for s in _KEY), place[0]), place[1]
 
     def key_values(self, start: Sequence[Context]) -> list[list[int]]:
@@ -175,7 +179,7 @@ class Reach:
 
         Without ``sound`` (it has findings) it covers its own context and leads nowhere."""
         located = self._locate(context)
-        met = [m for r in results for e in r.emitted if (m := self._met(e)) is not None]
+        met = [self._met(e) for r in results for e in r.emitted]
         if located is None:
             for m in met:
                 self._spread_one(None, m, m.group, 1, context.name)
@@ -202,11 +206,15 @@ class Reach:
             for m in met:
                 self._spread_one(None, m, m.group, 1, context.name)
 
-    def _met(self, e: NativeContext) -> _Met | None:
+    def _met(self, e: NativeContext) -> _Met:
         place = self._place(e.key[_AT_RSP])
-        if place is None:
-            return None
         key = tuple(v for i, v in enumerate(e.key) if i != _AT_RSP)
+        if place is None:
+            if e.relative:
+                self.unplaced = (
+                    self.unplaced or f"RSP leaves the known stacks at {self._target.symbolize(e.rip)}"
+                )
+            return _Met(Group((*key, e.key[_AT_RSP]), -1), e.rip, 0, e)
         return _Met(Group(key, place[0]), e.rip, place[1], e)
 
     def _spread_one(
@@ -219,7 +227,7 @@ class Reach:
             if m.context.relative and certificate.group.region >= 0:
                 shift = m.bit - certificate.bit
                 words = members << shift if shift >= 0 else members >> -shift
-        if m.context.handler:
+        if m.context.handler and where.region >= 0:
             words = (1 << words.bit_length()) - 1
         return self._add(where, m.rip, words, _Source(0, 0, name, certificate, m, group, members))
 
@@ -268,8 +276,10 @@ class Reach:
         given = self._given.get((group, rip, bit))
         if given is not None:
             return given
-        rsp = self._region(group).bottom + WORD * bit
-        values = list(group.key)
+        if group.region < 0:
+            values, rsp = list(group.key[:-1]), group.key[-1]
+        else:
+            values, rsp = list(group.key), self._region(group).bottom + WORD * bit
         values.insert(_AT_RSP, rsp)
         name = f"met-{self._target.symbolize(rip)}-{rsp:#x}"
         return from_key(self._target, name, dict(zip(KEY_SLOTS, values, strict=True)), rip)

@@ -110,6 +110,7 @@ def _user_rows(target: Target) -> Iterator[tuple[str, str, dict[str, int]]]:
             "user mode, GSBASE set to the kernel's own",
             user | {"GSBASE": target.kernel_gsbase},
         )
+        yield "user-gs-odd", "user mode, an odd GSBASE", user | {"GSBASE": USER_GSBASE | 1}
         yield (
             "user-gs-negative",
             "user mode, GSBASE in the kernel half",
@@ -120,6 +121,8 @@ def _user_rows(target: Target) -> Iterator[tuple[str, str, dict[str, int]]]:
             hostile = {"RSP": region.top - 0x100}
             yield f"user-rsp-{region.name}", f"user mode, RSP pointing into {region.name}", user | hostile
 
+    stibp = {"SPEC_CTRL": 2}
+    yield "user-spec-ctrl", "user mode with STIBP set in SPEC_CTRL", user | stibp
     main = target.main_stack()
     if main is not None:
         low = {"RSP": main.bottom + 0x40}

@@ -172,7 +172,8 @@ static void inherit(struct search *s, struct memo *memo)
 		if (inherited(m, &memo->con[i]))
 			continue;
 		m->pc = memo->con[i].where;
-		constrain(m, memo->con[i].kind, substitute_now(m, memo->con[i].node, &val), memo->con[i].val);
+		constrain(m, memo->con[i].kind, substitute_now(m, memo->con[i].node, &val), memo->con[i].val,
+			  memo->con[i].low, memo->con[i].high);
 	}
 	m->pc = pc;
 	if (m->scope->parent)
@@ -280,7 +281,8 @@ static int try_event(struct search *s, u32 chain, u32 vector, u64 *count)
 		}
 		for (u32 i = 0; i < sc->ncon; i++) {
 			m->pc = sc->con[i].where;
-			constrain(m, sc->con[i].kind, to_parent(m, sc->con[i].node), sc->con[i].val);
+			constrain(m, sc->con[i].kind, to_parent(m, sc->con[i].node), sc->con[i].val,
+				  sc->con[i].low, sc->con[i].high);
 		}
 		remember(s, sc, chain, vector, mine);
 	}
@@ -377,6 +379,9 @@ static int explore(struct search *s, u32 chain, u64 *count)
 				return st;
 		}
 		st = step(m);
+		/* who returns before the commit gives up what it was to save */
+		if (st != FOUND && m->note & (1u << NOTE_IRET | 1u << NOTE_SYSRET))
+			return report(m, P_CLAIM, m->pc, REG_RIP, 0, m->r[REG_RIP]);
 		if (st == DOUBLE_FAULT) {
 			*count += 1;
 			return GOES_ON;
@@ -443,7 +448,8 @@ static void emit(struct search *s, bool handler)
 
 /*
  * An event may arrive before the next instruction, and use all of the main stack below
- * RSP - or all of it, if RSP is elsewhere.  What it may overwrite is lost at once.
+ * RSP - or all of it, if RSP is elsewhere - and every IST stack, and whatever memory the
+ * entry uses that is no stack.  What it may overwrite is lost at once.
  */
 static void free_stack(struct machine *m, u64 *used)
 {
@@ -453,6 +459,11 @@ static void free_stack(struct machine *m, u64 *used)
 	if (limit > *used)
 		poison(m, *used, limit);
 	*used = limit;
+	while (m->nstray) {
+		u64 va = m->stray[--m->nstray];
+
+		poison(m, va, va + 8);
+	}
 }
 
 /* Follow one committed state until the first context runs again. */
@@ -461,6 +472,8 @@ static int follow(struct search *s, struct committed *c)
 	struct machine *m = s->m;
 	u64 used = c->r[REG_RSP];
 	int st;
+
+	m->nstray = 0;
 
 	for (u32 i = 0; i < NSLOTS; i++) {
 		m->r[i] = c->r[i];
@@ -523,8 +536,10 @@ static bool holds_at(struct machine *m, const struct constraint *c, u64 from, u6
 		return now == was;
 	if (now == was)
 		return rsp == from;
-	return main && now - was == rsp - from && was >= main->bottom && was < main->top &&
-	       now >= main->bottom && now < main->top;
+	/* all bytes that were used, here and there */
+	return main && now - was == rsp - from &&
+	       was + (u64)c->low >= main->bottom && was + (u64)c->high < main->top &&
+	       now + (u64)c->low >= main->bottom && now + (u64)c->high < main->top;
 }
 
 /*

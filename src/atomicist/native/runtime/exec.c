@@ -196,6 +196,13 @@ static int store_part(struct machine *m, u64 va, u64 val, u32 size, u32 access, 
 	if (m->shadow && m->pages[(loc - NSLOTS) / WORDS].flags & CONSTANT &&
 	    (*p >> (8 * sub) & MASK(size)) != val)
 		return report(m, P_CONSTANT_CHANGED, va, NSLOTS, *p >> (8 * sub) & MASK(size), val);
+	if (m->shadow && !m->early && !(m->pages[(loc - NSLOTS) / WORDS].flags & CONSTANT)) {
+		struct region *reg = region_of(m, va);
+		bool kept = reg && (reg->kind >= TASK_STACK || (reg->kind == MAIN_STACK && va >= m->r[REG_RSP]));
+
+		if (!kept && m->nstray < 4)
+			m->stray[m->nstray++] = va & ~7ull;
+	}
 	if (size == 8) {
 		log_word(m, loc);
 		*p = val;

@@ -154,6 +154,7 @@ struct constraint {
 	u32 nleaves;		/* places it reads, if no more than MAX_LEAVES */
 	u32 leaf[MAX_LEAVES];
 	u64 val;
+	int64_t low, high;	/* of an ADDRESS: bytes used, from `val` on */
 	u64 where;
 	u64 seen;		/* signature of the last scope that inherited it */
 };
@@ -280,6 +281,8 @@ struct machine {
 	u32 *insn_hash;
 	u32 insn_mask;
 	u32 expect_df;		/* this context contradicts itself: only #DF is right */
+	u64 stray[4];		/* words stored where an event may overwrite them */
+	u32 nstray;
 	u32 refused_levels;	/* bit n: n levels were refused for want of room */
 	bool absolute;		/* the main stack was used by a fixed address */
 	u32 no_stack;		/* the context's RSP is not a kernel stack's (gap) */
@@ -308,7 +311,8 @@ u32 mk_node(struct machine *m, u32 code, u32 size, u32 a, u64 va, u32 sa,
 	    u32 b, u64 vb, u32 sb, u64 val);
 void require(struct machine *m, u32 node, u64 val);
 void require_address(struct machine *m, u32 node, u64 va);
-void constrain(struct machine *m, u32 kind, u32 node, u64 val);
+void constrain(struct machine *m, u32 kind, u32 node, u64 val, int64_t low, int64_t high);
+void require_origin(struct machine *m, u32 slot, u64 val);
 void depend(struct machine *m, u32 node);
 u32 to_parent(struct machine *m, u32 node);
 u32 to_root(struct machine *m, u32 node);
@@ -317,6 +321,7 @@ u64 evaluate_now(struct machine *m, u32 node);
 u64 evaluate_with(struct machine *m, u32 node, u32 loc, u64 val);
 bool is_origin(struct machine *m, u32 node, u32 loc);
 bool is_origin_bit(struct machine *m, u32 node, u32 bit, u32 loc);
+bool is_constant_bit(struct machine *m, u32 node, u32 bit, u32 loc);
 void leaves(struct machine *m, u32 node, void (*fn)(void *, u32 loc), void *arg);
 u32 substitute_now(struct machine *m, u32 node, u64 *val);
 u64 apply(u32 code, u64 a, u32 sa, u64 b, u32 sb, u32 size);

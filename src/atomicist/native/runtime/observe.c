@@ -173,11 +173,21 @@ static u32 word_node(struct machine *m, u64 va)
 	return leaf(m, NSLOTS + (u32)i * WORDS + (u32)(va & (PAGE - 1)) / 8);
 }
 
+/* VM is always clear in 64-bit mode; RF is what delivery says for a fault. */
+static bool set_by_rule(const struct instance *in, u32 slot)
+{
+	return slot == REG_VM || (slot == REG_RF && vector_fault_class[in->vector]);
+}
+
 /* The value must come from `slot` of the first context itself, not just equal it. */
 static void same_origin(struct machine *m, u32 node, u32 slot, u64 val)
 {
-	if (!is_origin(m, node, slot))
+	if (!node)
+		require_origin(m, slot, val);
+	else if (!is_origin(m, node, slot))
 		require(m, node, val);
+	else if (slot_size[slot] == 1 && is_constant_bit(m, node, 0, slot))
+		require_origin(m, slot, val);
 }
 
 static int check_frame(struct machine *m, struct instance *in, u64 regs, bool first)
@@ -207,9 +217,14 @@ static int check_frame(struct machine *m, struct instance *in, u64 regs, bool fi
 		} else if (first && m->shadow) {
 			u32 node = word_node(m, regs + pt_offset[i]);
 
-			for (u32 k = 0; k < NFLAGS; k++)
-				if (!is_origin_bit(m, node, flag_bit[k], flag_slot[k]))
+			for (u32 k = 0; k < NFLAGS; k++) {
+				u32 slot = flag_slot[k];
+
+				if (!is_origin_bit(m, node, flag_bit[k], slot))
 					require(m, node, val);
+				else if (!set_by_rule(in, slot) && is_constant_bit(m, node, flag_bit[k], slot))
+					require_origin(m, slot, in->x[slot]);
+			}
 		}
 	}
 	/* replaced by another context of the entry code? */
@@ -390,7 +405,7 @@ int at_return(struct machine *m)
 			continue;
 		if (m->r[slot] != in->x[slot])
 			return report(m, P_RESUMED_CONTEXT, m->pc, slot, in->x[slot], m->r[slot]);
-		if (j == 0 && m->shadow)
+		if (j == 0 && m->shadow && !set_by_rule(in, slot))
 			same_origin(m, leaf(m, slot), slot, m->r[slot]);
 	}
 	/* an IRET unblocks NMIs; a way out without one leaves them blocked for good */

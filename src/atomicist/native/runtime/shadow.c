@@ -206,23 +206,34 @@ u32 mk_node(struct machine *m, u32 code, u32 size, u32 a, u64 va, u32 sa,
 /* The course of the run depends on `node` having the value `val`. */
 void require(struct machine *m, u32 node, u64 val)
 {
-	constrain(m, VALUE, node, val);
+	constrain(m, VALUE, node, val, 0, 0);
 }
 
-/* `va` was used as an address, or met as a stack pointer. */
+/* The word at `va` was used, or is where a stack pointer was met. */
 void require_address(struct machine *m, u32 node, u64 va)
 {
-	constrain(m, ADDRESS, node, va);
+	constrain(m, ADDRESS, node, va, 0, 7);
 }
 
-void constrain(struct machine *m, u32 kind, u32 node, u64 val)
+/* The result is right only if the first context's `slot` held `val`. */
+void require_origin(struct machine *m, u32 slot, u64 val)
+{
+	struct node n = { .code = LEAF, .a = slot, .val = val, .scope = 1, .size = 8 };
+	struct scope *s = m->scope;
+
+	m->scope = m->outer;
+	require(m, intern(m, &n), val);
+	m->scope = s;
+}
+
+void constrain(struct machine *m, u32 kind, u32 node, u64 val, int64_t low, int64_t high)
 {
 	struct scope *s = m->scope;
 	struct region *main = kind == ADDRESS && !node ? main_stack(m) : NULL;
+	u64 whole = val;
 
-	if (main && val >= main->bottom && val < main->top)
+	if (main && val + (u64)high >= main->bottom && val + (u64)low < main->top)
 		m->absolute = true;
-
 	while (node) {
 		const struct node *n = &m->nodes[node];
 
@@ -242,16 +253,23 @@ void constrain(struct machine *m, u32 kind, u32 node, u64 val)
 			break;
 		}
 	}
+	low += (int64_t)(whole - val);
+	high += (int64_t)(whole - val);
 	if (!node)
 		return;
 	for (u32 i = 0; i < s->ncon; i++)
-		if (s->con[i].node == node && s->con[i].val == val && s->con[i].kind == kind)
+		if (s->con[i].node == node && s->con[i].val == val && s->con[i].kind == kind) {
+			s->con[i].low = low < s->con[i].low ? low : s->con[i].low;
+			s->con[i].high = high > s->con[i].high ? high : s->con[i].high;
 			return;
+		}
 	if (s->ncon == MAX_CONSTRAINTS) {
 		m->overflow = __LINE__;
 		return;
 	}
-	s->con[s->ncon++] = (struct constraint){ .kind = kind, .node = node, .val = val, .where = m->pc };
+	s->con[s->ncon++] = (struct constraint){
+		.kind = kind, .node = node, .val = val, .low = low, .high = high, .where = m->pc,
+	};
 }
 
 static void copy_leaf(void *arg, u32 loc)
@@ -456,4 +474,10 @@ bool is_origin(struct machine *m, u32 node, u32 loc)
 	if (n->code == CODE_INT_AND && !n->b && n->vb == 0xffff)
 		return is_origin(m, n->a, loc);
 	return false;
+}
+
+/* Is that flag a constant, whatever it was in the first context? */
+bool is_constant_bit(struct machine *m, u32 node, u32 bit, u32 loc)
+{
+	return bit_source(m, node, bit, loc) == CONSTANT_ONLY;
 }
