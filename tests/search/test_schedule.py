@@ -77,7 +77,7 @@ def test_unknown_context(entry: Target) -> None:
         "kernel-task:NMI,MC@asm_exc_nmi+0x4",
         "user:NMI,MC@asm_exc_nmi,DB@asm_exc_machine_check+0x4,VC@atomic_ist_copy_db",
         "bad-iret:MC",
-        "gap-entry_SYSCALL_64-hostile:VC,NMI@+0x1",
+        "gap-entry_SYSCALL_64-hostile:VC,NMI@+0x3",
         "user:NMI,MC@exc_nmi,NMI@exc_nmi",
         "kernel-entry:DB,NMI@exc_debug~64,MC@exc_nmi~8",
     ],

@@ -179,7 +179,8 @@ class Reach:
 
         Without ``sound`` (it has findings) it covers its own context and leads nowhere."""
         located = self._locate(context)
-        met = [self._met(e) for r in results for e in r.emitted]
+        different = {(e.key, e.source, e.rip, e.relative, e.handler): e for r in results for e in r.emitted}
+        met = [self._met(e) for e in different.values()]
         if located is None:
             for m in met:
                 self._spread_one(None, m, m.group, 1, context.name)

@@ -86,7 +86,7 @@ EXPORT struct search *atomicist_new(const struct image *im)
 	m->capnodes = m->hash_size / 2;
 	m->capfindings = 4096;
 	s->capout = 1 << 17;
-	s->seen_size = 1 << 20;
+	s->seen_size = 1 << 16;
 	s->hashes_size = 1 << 10;
 	m->mem = malloc(words * 8);
 	m->version = calloc(NSLOTS + words, sizeof(u32));
@@ -129,6 +129,9 @@ static void fresh(struct search *s)
 	s->m->nfindings = 0;
 	s->m->overflow = false;
 	s->nout = 0;
+	/* each certificate names all that it meets: for its other members these are others */
+	s->nseen = 0;
+	memset(s->seen, 0, s->seen_size * sizeof(*s->seen));
 	s->m->guest_insns = s->m->interleavings = s->m->executed = s->m->boundaries = 0;
 	s->hits = s->misses = 0;
 }
