@@ -9,7 +9,7 @@ followed one would fault.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from atomicist.image.bare import USER_PAGE
@@ -261,8 +261,3 @@ def from_key(target: Target, name: str, key: Mapping[str, int], rip: int) -> Con
     """A context met during the search: ``key`` registers, ``rip``, tokens elsewhere."""
     values = _kernel(target, 0) | dict(key) | {"RIP": rip, "IF": 0}
     return Context(name, f"interrupted at {target.symbolize(rip)}", _file(values))
-
-
-def renamed(context: Context, name: str) -> Context:
-    """The same context under another name."""
-    return replace(context, name=name)
