@@ -14,6 +14,7 @@ EXPORT void atomicist_free(struct search *s)
 		free(m->mem);
 		free(m->depended);
 		free(m->version);
+		free(m->journal);
 		free(m->mnode);
 		free(m->mscope);
 		free(m->pages);
@@ -21,9 +22,11 @@ EXPORT void atomicist_free(struct search *s)
 		free(m->log);
 		free(m->clean);
 		free(m->nodes);
+		free(m->lazies);
 		free(m->node_hash);
 		free(m->findings);
 		free(m->insn_hash);
+		free(m->insn_direct);
 		free(m);
 	}
 	if (s) {
@@ -39,6 +42,8 @@ EXPORT void atomicist_free(struct search *s)
 	}
 }
 
+#define MAX_SPAN (1u << 20)
+
 static bool index_insns(struct machine *m)
 {
 	u32 size = 1;
@@ -53,6 +58,17 @@ static bool index_insns(struct machine *m)
 		while (m->insn_hash[i])
 			i = (i + 1) & m->insn_mask;
 		m->insn_hash[i] = k + 1;
+	}
+	/* in the image's order, which is that of addresses */
+	if (m->insn_hash && m->im->ninsns) {
+		m->insn_first = m->im->insns[0].va;
+		m->insn_span = m->im->insns[m->im->ninsns - 1].va - m->insn_first + 1;
+		if (m->insn_span <= MAX_SPAN) {
+			m->insn_direct = calloc(m->insn_span, sizeof(u32));
+			for (u32 k = 0; m->insn_direct && k < m->im->ninsns; k++)
+				m->insn_direct[m->im->insns[k].va - m->insn_first] = k + 1;
+			return m->insn_direct;
+		}
 	}
 	return m->insn_hash;
 }
@@ -84,11 +100,14 @@ EXPORT struct search *atomicist_new(const struct image *im)
 	m->caplog = 1 << 20;
 	m->hash_size = 1 << 20;
 	m->capnodes = m->hash_size / 2;
+	m->caplazies = 1 << 18;
 	m->capfindings = 4096;
 	s->capout = 1 << 17;
 	s->seen_size = 1 << 16;
 	s->hashes_size = 1 << 10;
+	m->capjournal = 1 << 18;
 	m->mem = malloc(words * 8);
+	m->journal = malloc(m->capjournal * sizeof(*m->journal));
 	m->version = calloc(NSLOTS + words, sizeof(u32));
 	m->depended = calloc(NSLOTS + words, sizeof(u32));
 	m->mnode = calloc(words, sizeof(u32));
@@ -98,6 +117,7 @@ EXPORT struct search *atomicist_new(const struct image *im)
 	m->log = malloc(m->caplog * sizeof(*m->log));
 	m->clean = calloc(im->npages, sizeof(*m->clean));
 	m->nodes = malloc(m->capnodes * sizeof(*m->nodes));
+	m->lazies = malloc(m->caplazies * sizeof(*m->lazies));
 	m->node_hash = calloc(m->hash_size, sizeof(u32));
 	m->findings = malloc(m->capfindings * sizeof(*m->findings));
 	s->memo = malloc(MAX_MEMO * sizeof(*s->memo));
@@ -108,8 +128,8 @@ EXPORT struct search *atomicist_new(const struct image *im)
 	s->covers_rsp = calloc(MAX_STACK_WORDS, 1);
 	s->cleans = calloc((size_t)im->npages * (MAX_CHAIN + 1), sizeof(*s->cleans));
 	s->hashes = calloc(s->hashes_size, sizeof(*s->hashes));
-	if (!m->mem || !m->depended || !m->version || !m->mnode || !m->mscope || !m->pages || !m->regions || !m->log || !m->clean || !m->nodes ||
-	    !m->node_hash || !m->findings || !s->memo || !s->committed || !s->out || !s->seen ||
+	if (!m->mem || !m->journal || !m->depended || !m->version || !m->mnode || !m->mscope || !m->pages || !m->regions || !m->log || !m->clean || !m->nodes ||
+	    !m->lazies || !m->node_hash || !m->findings || !s->memo || !s->committed || !s->out || !s->seen ||
 	    !s->covers || !s->covers_rsp || !s->hashes || !s->cleans || !index_insns(m)) {
 		atomicist_free(s);
 		return NULL;

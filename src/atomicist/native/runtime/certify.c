@@ -65,56 +65,165 @@ static void check_leaf(void *arg, u32 loc)
 	}
 }
 
-/* Was any place that the constraint reads written since? */
-static bool touched(struct machine *m, const struct constraint *c, u32 since)
+/*
+ * Constraints that compare RIP alone with a constant hold for a whole range of RIPs: an
+ * instruction further on there is nothing to ask.  Anything else keeps `low`, `high`.
+ */
+static bool rip_range(struct machine *m, u32 node, u64 val, u64 *low, u64 *high)
 {
-	if (c->nleaves > MAX_LEAVES)
-		return true;
-	for (u32 i = 0; i < c->nleaves; i++)
-		if (m->version[c->leaf[i]] > since)
-			return true;
-	return false;
+	const struct node *n = &m->nodes[node];
+	const struct node *rip = &m->nodes[n->a ? n->a : n->b];
+
+	if (n->code != CODE_INT_LESS || !n->a == !n->b || n->sa != 8 || n->sb != 8 || rip->code != LEAF ||
+	    rip->a != REG_RIP)
+		return false;
+	if (n->a) {
+		/* RIP < vb, or RIP >= vb */
+		if (val && n->vb < *high)
+			*high = n->vb;
+		else if (!val && n->vb > *low)
+			*low = n->vb;
+	} else if (n->va != ~0ull) {
+		/* RIP > va, or RIP <= va */
+		if (val && n->va + 1 > *low)
+			*low = n->va + 1;
+		else if (!val && n->va + 1 < *high)
+			*high = n->va + 1;
+	} else {
+		return false;
+	}
+	return true;
 }
 
-/* When was the state last known to be in the class of `memo`?  0: not in this scope. */
-static u32 known_since(struct machine *m, const struct memo *memo)
+static u32 dep_head(u32 loc)
 {
-	return memo->scope == m->scope->id ? memo->clock : 0;
+	return loc % (DEP_HEADS - 2);
 }
 
-static bool same(struct search *s, struct memo *memo)
+#define MAX_GAP 256		/* writes after which all is asked again */
+#define HEAD_RIP_RANGE (DEP_HEADS - 1)	/* what `rip_low`, `rip_high` answer for */
+#define HEAD_WIDE (DEP_HEADS - 2)	/* what reads too many places to list them */
+
+/* Index a memo by the places that it reads. */
+static bool index_memo(struct machine *m, struct memo *memo)
+{
+	u32 n = 0, at;
+
+	for (u32 i = 0; i < memo->ncon; i++)
+		n += memo->con[i].nleaves > MAX_LEAVES ? 1 : memo->con[i].nleaves;
+	n += memo->ncop;
+	memo->dep = n < NO_DEP ? malloc(n * sizeof(*memo->dep) + 1) : NULL;
+	if (!memo->dep)
+		return false;
+	memset(memo->head, 0xff, sizeof(memo->head));
+	memo->rip_low = 0;
+	memo->rip_high = ~0ull;
+	n = 0;
+	for (u32 i = 0; i < memo->ncon; i++) {
+		const struct constraint *c = &memo->con[i];
+		bool wide = c->nleaves > MAX_LEAVES;
+
+		for (u32 k = 0; k < (wide ? 1 : c->nleaves); k++) {
+			at = wide ? HEAD_WIDE :
+			     rip_range(m, c->node, c->val, &memo->rip_low, &memo->rip_high) ? HEAD_RIP_RANGE :
+			     dep_head(c->leaf[k]);
+			memo->dep[n] = (struct dep){ wide ? ~0u : c->leaf[k], (u16)i, memo->head[at] };
+			memo->head[at] = (u16)n++;
+		}
+	}
+	for (u32 i = 0; i < memo->ncop; i++) {
+		at = dep_head(memo->cop[i].loc);
+		memo->dep[n] = (struct dep){ memo->cop[i].loc, (u16)(memo->ncon + i), memo->head[at] };
+		memo->head[at] = (u16)n++;
+	}
+	return true;
+}
+
+static void ask(struct search *s, const struct memo *memo, u32 head, u32 loc)
+{
+	for (u32 d = memo->head[head]; d != NO_DEP; d = memo->dep[d].next) {
+		bool known = memo->dep[d].loc != loc;
+
+		for (u32 i = 0; !known && i < s->nitems; i++)
+			known = s->items[i] == memo->dep[d].item;
+		if (!known)
+			s->items[s->nitems++] = memo->dep[d].item;
+	}
+}
+
+/*
+ * What of `memo` is to be asked again, because a place that it reads was written since
+ * the state was last known to be in its class: `items`.  False: that is all of it.
+ */
+static bool changed(struct search *s, const struct memo *memo)
 {
 	struct machine *m = s->m;
-	u32 since = known_since(m, memo);
+	u32 since = memo->clock;
 
+	if (memo->scope != m->scope->id || m->clock - since > MAX_GAP || m->clock >= m->capjournal)
+		return false;
+	s->nitems = 0;
+	for (u32 t = since + 1; t <= m->clock; t++) {
+		u32 loc = m->journal[t];
+
+		/* written more often than once: asked for the last time; or taken back */
+		if (m->version[loc] != t)
+			continue;
+		ask(s, memo, dep_head(loc), loc);
+		if (loc == REG_RIP && (m->r[REG_RIP] < memo->rip_low || m->r[REG_RIP] >= memo->rip_high ||
+				       m->rscope[REG_RIP] != m->scope->id || m->rnode[REG_RIP]))
+			ask(s, memo, HEAD_RIP_RANGE, loc);
+	}
+	ask(s, memo, HEAD_WIDE, ~0u);
+	return true;
+}
+
+static bool same_copied(struct machine *m, struct copied *c)
+{
+	u32 node = leaf(m, c->loc);
+
+	if (node == c->last)
+		return true;
+	if (to_root(m, node) != c->root)
+		return false;
+	c->last = node;
+	return true;
+}
+
+/* Is the present state in the class of `memo`?  `part`: only `items` are in question. */
+static bool same(struct search *s, struct memo *memo, bool part)
+{
+	struct machine *m = s->m;
+
+	if (part) {
+		for (u32 i = 0; i < s->nitems; i++) {
+			u32 item = s->items[i];
+
+			if (item >= memo->ncon ?
+			    value_at(m, memo->cop[item - memo->ncon].loc) != memo->cop[item - memo->ncon].val :
+			    evaluate_now(m, memo->con[item].node) != memo->con[item].val)
+				return false;
+		}
+		for (u32 i = 0; i < s->nitems; i++)
+			if (s->items[i] >= memo->ncon && !same_copied(m, &memo->cop[s->items[i] - memo->ncon]))
+				return false;
+		return true;
+	}
+	/* what told two states apart will do so again */
+	if (memo->ncon && evaluate_now(m, memo->con[memo->tells].node) != memo->con[memo->tells].val)
+		return false;
 	for (u32 i = 0; i < memo->ncop; i++)
 		if (value_at(m, memo->cop[i].loc) != memo->cop[i].val)
 			return false;
 	for (u32 i = 0; i < memo->ncon; i++) {
-		if (since && !touched(m, &memo->con[i], since))
-			continue;
 		if (evaluate_now(m, memo->con[i].node) != memo->con[i].val) {
-			/* what told two states apart will do so again: ask it earlier */
-			struct constraint c = memo->con[i];
-
-			memo->con[i] = memo->con[i / 2];
-			memo->con[i / 2] = c;
+			memo->tells = i;
 			return false;
 		}
 	}
-	for (u32 i = 0; i < memo->ncop; i++) {
-		struct copied *c = &memo->cop[i];
-		u32 node;
-
-		if (since && m->version[c->loc] <= since)
-			continue;
-		node = leaf(m, c->loc);
-		if (node == c->last)
-			continue;
-		if (to_root(m, node) != c->root)
+	for (u32 i = 0; i < memo->ncop; i++)
+		if (!same_copied(m, &memo->cop[i]))
 			return false;
-		c->last = node;
-	}
 	return true;
 }
 
@@ -156,37 +265,55 @@ static bool inherited(struct machine *m, struct constraint *c)
 	return false;
 }
 
-/* The present scope inherits what the remembered one depended on. */
-static void inherit(struct search *s, struct memo *memo)
+static void inherit_item(struct search *s, struct memo *memo, u32 item)
 {
 	struct machine *m = s->m;
+	u64 val;
 
-	u32 since = known_since(m, memo);
-	u64 pc = m->pc;
-
-	for (u32 i = 0; i < memo->ncon; i++) {
-		u64 val;
-
-		if (since && !touched(m, &memo->con[i], since))
-			continue;
-		if (inherited(m, &memo->con[i]))
-			continue;
-		m->pc = memo->con[i].where;
-		constrain(m, memo->con[i].kind, substitute_now(m, memo->con[i].node, &val), memo->con[i].val,
-			  memo->con[i].low, memo->con[i].high);
+	if (item >= memo->ncon) {
+		if (m->scope->parent)
+			depend(m, leaf(m, memo->cop[item - memo->ncon].loc));
+		return;
 	}
-	m->pc = pc;
-	if (m->scope->parent)
-		for (u32 i = 0; i < memo->ncop; i++)
-			if (!since || m->version[memo->cop[i].loc] > since)
-				depend(m, leaf(m, memo->cop[i].loc));
+	if (inherited(m, &memo->con[item]))
+		return;
+	m->pc = memo->con[item].where;
+	constrain(m, memo->con[item].kind, substitute_now(m, memo->con[item].node, &val), memo->con[item].val,
+		  memo->con[item].low, memo->con[item].high);
+}
+
+/* The state is in the class of `memo` here and now. */
+static void is_known(struct machine *m, struct memo *memo)
+{
 	memo->scope = m->scope->id;
 	memo->clock = m->clock;
+}
+
+/* The present scope inherits what the remembered one depended on. */
+static void inherit(struct search *s, struct memo *memo, bool part)
+{
+	struct machine *m = s->m;
+	u64 pc = m->pc;
+
+	if (part)
+		for (u32 i = 0; i < s->nitems; i++)
+			inherit_item(s, memo, s->items[i]);
+	else
+		for (u32 i = 0; i < memo->ncon + memo->ncop; i++)
+			inherit_item(s, memo, i);
+	m->pc = pc;
+	is_known(m, memo);
+}
+
+static u32 memo_head(u32 chain, u32 vector)
+{
+	return (chain * 8 + vector) * 0x9e3779b1u >> 22;
 }
 
 static void remember(struct search *s, struct scope *sc, u32 chain, u32 vector, u64 count)
 {
 	struct memo *memo = &s->memo[s->nmemo];
+	u32 *head = &s->memo_head[memo_head(chain, vector)];
 
 	if (s->nmemo == MAX_MEMO) {
 		s->m->overflow = __LINE__;
@@ -195,7 +322,7 @@ static void remember(struct search *s, struct scope *sc, u32 chain, u32 vector, 
 	memo->chain = chain;
 	memo->vector = vector;
 	memo->count = count;
-	memo->scope = memo->clock = 0;
+	memo->tells = 0;
 	memo->ncon = sc->ncon;
 	memo->ncop = sc->ncop;
 	memo->con = malloc(sc->ncon * sizeof(*memo->con) + 1);
@@ -211,7 +338,13 @@ static void remember(struct search *s, struct scope *sc, u32 chain, u32 vector, 
 		leaves(s->m, memo->con[i].node, note_leaf, &memo->con[i]);
 	}
 	memcpy(memo->cop, sc->cop, sc->ncop * sizeof(*memo->cop));
-	s->nmemo++;
+	if (!index_memo(s->m, memo)) {
+		s->m->overflow = __LINE__;
+		return;
+	}
+	is_known(s->m, memo);
+	memo->next = *head;
+	*head = ++s->nmemo;
 }
 
 /* Deliver `vector` here and explore all that can follow before a commit. */
@@ -220,18 +353,32 @@ static int try_event(struct search *s, u32 chain, u32 vector, u64 *count)
 	struct machine *m = s->m;
 	u64 regs[NSLOTS];
 	u32 rnode[NSLOTS], rscope[NSLOTS], version[NSLOTS], mark = m->nlog;
-	u32 ninst = m->ninst, nsched = m->nsched, steps = m->steps;
+	u32 ninst = m->ninst, nsched = m->nsched, steps = m->steps, nlazies = m->nlazies;
+	u32 clock = m->clock, *head = &s->memo_head[memo_head(chain, vector)];
 	struct scope *parent = m->scope, *sc;
 	u64 mine = 0;
 	int st;
 
-	for (u32 i = s->nmemo; !s->brute && i-- > 0;) {
-		if (s->memo[i].chain == chain && s->memo[i].vector == vector && same(s, &s->memo[i])) {
-			inherit(s, &s->memo[i]);
-			s->hits++;
-			*count += s->memo[i].count;
-			return GOES_ON;
+	for (u32 *at = head; !s->brute && *at; at = &s->memo[*at - 1].next) {
+		struct memo *memo = &s->memo[*at - 1];
+		bool part;
+
+		if (memo->chain != chain || memo->vector != vector)
+			continue;
+		part = changed(s, memo);
+		if (!same(s, memo, part))
+			continue;
+		inherit(s, memo, part);
+		s->hits++;
+		*count += memo->count;
+		if (at != head) {
+			u32 here = *at;
+
+			*at = memo->next;
+			memo->next = *head;
+			*head = here;
 		}
+		return GOES_ON;
 	}
 	s->misses++;
 	sc = malloc(sizeof(*sc));
@@ -268,6 +415,9 @@ static int try_event(struct search *s, u32 chain, u32 vector, u64 *count)
 	m->steps = steps;
 	m->early = true;
 	m->scope = parent;
+	m->nlazies = nlazies;
+	/* what was written since is taken back, with its versions */
+	m->clock = clock;
 	*count += mine;
 	if (st == GOES_ON) {
 		for (u32 i = 0; i < sc->ncop; i++) {
@@ -474,6 +624,7 @@ static int follow(struct search *s, struct committed *c)
 	int st;
 
 	m->nstray = 0;
+	m->nlazies = 0;
 
 	for (u32 i = 0; i < NSLOTS; i++) {
 		m->r[i] = c->r[i];
@@ -606,6 +757,7 @@ int certify(struct search *s, const u64 *regs, u32 vector, u32 expect_df, u32 no
 	m->shadow = true;
 	m->nlog = 0;
 	m->nnodes = 1;
+	m->nlazies = 0;
 	memset(m->node_hash, 0, m->hash_size * sizeof(*m->node_hash));
 	memset(m->rscope, 0, sizeof(m->rscope));
 	memset(m->depended, 0, (NSLOTS + m->im->npages * WORDS) * sizeof(*m->depended));
@@ -613,6 +765,7 @@ int certify(struct search *s, const u64 *regs, u32 vector, u32 expect_df, u32 no
 	m->clock = 1;
 	memset(m->mscope, 0, m->im->npages * WORDS * sizeof(*m->mscope));
 	s->nmemo = s->ncommitted = 0;
+	memset(s->memo_head, 0, sizeof(s->memo_head));
 	s->broken_slot = NSLOTS;
 	m->expect_df = expect_df;
 	m->no_stack = no_stack;
@@ -647,6 +800,7 @@ int certify(struct search *s, const u64 *regs, u32 vector, u32 expect_df, u32 no
 	for (u32 i = 0; i < s->nmemo; i++) {
 		free(s->memo[i].con);
 		free(s->memo[i].cop);
+		free(s->memo[i].dep);
 	}
 	begin(m, regs);
 	free(root);

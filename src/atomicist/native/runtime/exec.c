@@ -7,7 +7,13 @@
 
 const struct insn *insn_at(struct machine *m, u64 va)
 {
-	u32 i = (u32)((va * 0x9e3779b97f4a7c15ull) >> 40) & m->insn_mask;
+	u32 i;
+
+	if (m->insn_direct) {
+		i = va - m->insn_first < m->insn_span ? m->insn_direct[va - m->insn_first] : 0;
+		return i ? &m->im->insns[i - 1] : NULL;
+	}
+	i = (u32)((va * 0x9e3779b97f4a7c15ull) >> 40) & m->insn_mask;
 
 	while (m->insn_hash[i]) {
 		const struct insn *in = &m->im->insns[m->insn_hash[i] - 1];
@@ -40,26 +46,40 @@ static inline u128 get(struct machine *m, const struct var *v)
 
 static u32 get_node(struct machine *m, const struct var *v)
 {
-	u32 n, slot = (u32)(v->val >> 3), sub = (u32)(v->val & 7);
+	u32 n, slot = (u32)(v->val >> 3), sub = (u32)(v->val & 7), size;
 
 	if (v->space == SPACE_CONST)
 		return 0;
 	if (v->space == SPACE_TMP) {
 		n = m->tmp[v->val].node;
-		if (n && v->size < m->nodes[n].size)
-			n = mk_node(m, CODE_SUBPIECE, v->size, n, 0, m->nodes[n].size, 0, 0, 4, (u64)get(m, v));
+		size = n & LAZY ? m->lazies[n & ~LAZY].size : m->nodes[n].size;
+		if (n && v->size < size)
+			n = later(m, CODE_SUBPIECE, v->size, n, (u64)m->tmp[v->val].v, size, 0, 0, 4, (u64)get(m, v));
 		return n;
 	}
-	n = leaf(m, slot);
+	n = place_node(m, slot);
+	if (!n || (!sub && v->size == natural(slot)))
+		return n;
 	/* the part that put() merged last into an older value is just that part */
-	if (n && !sub && m->nodes[n].code == CODE_INT_OR && m->nodes[n].a) {
+	if (!sub && n & LAZY && m->lazies[n & ~LAZY].code == CODE_INT_OR && m->lazies[n & ~LAZY].a) {
+		const struct lazy *now = &m->lazies[n & ~LAZY];
+		u32 old = now->a;
+		bool part = old & LAZY ?
+			m->lazies[old & ~LAZY].code == CODE_INT_AND && !m->lazies[old & ~LAZY].b &&
+			!(m->lazies[old & ~LAZY].vb & MASK(v->size)) :
+			m->nodes[old].code == CODE_INT_AND && !m->nodes[old].b &&
+			!(m->nodes[old].vb & MASK(v->size));
+
+		if (part)
+			n = now->b;
+	} else if (!sub && !(n & LAZY) && m->nodes[n].code == CODE_INT_OR && m->nodes[n].a) {
 		const struct node *old = &m->nodes[m->nodes[n].a];
 
 		if (old->code == CODE_INT_AND && !old->b && !(old->vb & MASK(v->size)))
 			n = m->nodes[n].b;
 	}
-	if (n && (sub || v->size < natural(slot)))
-		n = mk_node(m, CODE_SUBPIECE, v->size, n, 0, 8, 0, sub, 4, (u64)get(m, v));
+	if (n)
+		n = later(m, CODE_SUBPIECE, v->size, n, m->r[slot], 8, 0, sub, 4, (u64)get(m, v));
 	return n;
 }
 
@@ -67,7 +87,7 @@ static void set_reg_node(struct machine *m, u32 slot, u32 node)
 {
 	m->rnode[slot] = node;
 	m->rscope[slot] = m->scope->id;
-	m->version[slot] = ++m->clock;
+	touch(m, slot);
 }
 
 static void put(struct machine *m, const struct var *v, u128 val, u32 node)
@@ -91,13 +111,13 @@ static void put(struct machine *m, const struct var *v, u128 val, u32 node)
 	part = ((u64)val & MASK(v->size)) << (8 * sub);
 	if (m->shadow) {
 		/* (old & keep) | part, in a form that get_node() can take apart again */
-		u32 old = leaf(m, slot);
+		u32 old = place_node(m, slot);
 
-		old = mk_node(m, CODE_INT_AND, 8, old, 0, 8, 0, keep, 8, rest);
+		old = later(m, CODE_INT_AND, 8, old, m->r[slot], 8, 0, keep, 8, rest);
 		if (sub)
-			node = mk_node(m, CODE_INT_LEFT, 8, node, 0, 8, 0, 8 * sub, 1, part);
+			node = later(m, CODE_INT_LEFT, 8, node, (u64)val & MASK(v->size), 8, 0, 8 * sub, 1, part);
 		if (old || rest || sub)
-			node = mk_node(m, CODE_INT_OR, 8, old, rest, 8, node, part, 8, rest | part);
+			node = later(m, CODE_INT_OR, 8, old, rest, 8, node, part, 8, rest | part);
 		set_reg_node(m, slot, node);
 	}
 	m->r[slot] = rest | part;
@@ -176,9 +196,9 @@ static int load(struct machine *m, const struct op *op)
 			return st;
 		val = *p >> (8 * sub) & MASK(size);
 		if (m->shadow) {
-			node = leaf(m, loc);
+			node = place_node(m, loc);
 			if (node && size < 8)
-				node = mk_node(m, CODE_SUBPIECE, size, node, 0, 8, 0, sub, 4, val);
+				node = later(m, CODE_SUBPIECE, size, node, *p, 8, 0, sub, 4, val);
 		}
 	}
 	put(m, &op->out, val, node);
@@ -296,7 +316,7 @@ static int pure(struct machine *m, const struct op *op)
 		bool same = (op->code == CODE_INT_XOR || op->code == CODE_INT_SUB) && na == nb;
 
 		if (!same)
-			node = mk_node(m, op->code, op->out.size, na, (u64)get(m, &op->in[0]), op->in[0].size,
+			node = later(m, op->code, op->out.size, na, (u64)get(m, &op->in[0]), op->in[0].size,
 				       nb, two ? (u64)get(m, &op->in[1]) : 0, op->in[1].size, (u64)val);
 	}
 	put(m, &op->out, val, node);
@@ -394,13 +414,18 @@ int step(struct machine *m)
 	if (!(m->note & (1u << NOTE_IRET | 1u << NOTE_SYSRET))) {
 		m->r[REG_RIP] = next;
 		if (m->shadow) {
-			m->version[REG_RIP] = ++m->clock;
+			touch(m, REG_RIP);
 			m->rnode[REG_RIP] = 0;
 			m->rscope[REG_RIP] = m->scope->id;
 		}
 	}
-	if (m->r[REG_SHADOW])
+	if (m->r[REG_SHADOW]) {
+		if (m->shadow)
+			set_reg_node(m, REG_SHADOW, later(m, CODE_INT_SUB, natural(REG_SHADOW), place_node(m, REG_SHADOW),
+							  m->r[REG_SHADOW], natural(REG_SHADOW), 0, 1,
+							  natural(REG_SHADOW), m->r[REG_SHADOW] - 1));
 		m->r[REG_SHADOW]--;
+	}
 	if (m->note) {
 		update_root(m);
 		if (m->shadow && m->note & 1u << NOTE_WRITE_CR3 && m->im->user_root_bit)

@@ -59,7 +59,7 @@ void log_word(struct machine *m, u32 loc)
 		u->node = m->mnode[loc - NSLOTS];
 		u->scope = m->mscope[loc - NSLOTS];
 		u->version = m->version[loc];
-		m->version[loc] = ++m->clock;
+		touch(m, loc);
 	} else {
 		u16 *clean = &m->clean[(loc - NSLOTS) / WORDS], at = (u16)((loc - NSLOTS) % WORDS);
 

@@ -136,6 +136,25 @@ struct node {
 };
 
 #define LEAF 0xffffu
+
+/*
+ * A node that nobody has asked for yet: most flags are never looked at, and are
+ * overwritten.  Numbers with LAZY set stand for these, wherever a node is kept; what
+ * is handed to shadow.c is made a node first, by force().
+ */
+struct lazy {
+	u64 val;
+	u64 va, vb;		/* values of the inputs */
+	u32 a, b;
+	u32 scope;
+	u32 node;		/* once it is made, + 1 */
+	u16 code;
+	u16 depth;
+	u8 size, sa, sb;
+};
+
+#define LAZY 0x80000000u
+#define MAX_LAZY_DEPTH 64
 #define MAX_LEAVES 6
 
 /*
@@ -261,10 +280,14 @@ struct machine {
 	u32 next_scope;
 	struct node *nodes;
 	u32 nnodes, capnodes;
+	struct lazy *lazies;
+	u32 nlazies, caplazies;
 	u32 *node_hash;
 	u32 hash_size;
 	u32 *version;		/* by place: `clock` when it was written last */
 	u32 clock;
+	u32 *journal;		/* by clock: the place written then */
+	u32 capjournal;
 	u32 *depended;		/* by place: the scope that last noted it as copied */
 
 	struct instance inst[MAX_CHAIN];
@@ -280,6 +303,8 @@ struct machine {
 	u32 nfindings, capfindings;
 	u32 *insn_hash;
 	u32 insn_mask;
+	u32 *insn_direct;	/* by distance from the first instruction, if that is not far */
+	u64 insn_first, insn_span;
 	u32 expect_df;		/* this context contradicts itself: only #DF is right */
 	u64 stray[4];		/* words stored where an event may overwrite them */
 	u32 nstray;
@@ -296,6 +321,14 @@ struct machine {
 	u64 lowest_main;
 };
 
+/* `loc` is written now. */
+static inline void touch(struct machine *m, u32 loc)
+{
+	m->version[loc] = ++m->clock;
+	if (m->clock < m->capjournal)
+		m->journal[m->clock] = loc;
+}
+
 /* memory.c */
 int find_page(struct machine *m, u64 va);
 struct region *region_of(struct machine *m, u64 va);
@@ -307,6 +340,10 @@ bool read_word(struct machine *m, u64 va, u64 *val);
 
 /* shadow.c */
 u32 leaf(struct machine *m, u32 loc);
+u32 place_node(struct machine *m, u32 loc);
+u32 force(struct machine *m, u32 node);
+u32 later(struct machine *m, u32 code, u32 size, u32 a, u64 va, u32 sa,
+	  u32 b, u64 vb, u32 sb, u64 val);
 u32 mk_node(struct machine *m, u32 code, u32 size, u32 a, u64 va, u32 sa,
 	    u32 b, u64 vb, u32 sb, u64 val);
 void require(struct machine *m, u32 node, u64 val);

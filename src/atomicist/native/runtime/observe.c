@@ -294,7 +294,7 @@ static void set_const(struct machine *m, u32 slot, u64 val)
 	if (m->shadow) {
 		m->rnode[slot] = 0;
 		m->rscope[slot] = m->scope->id;
-		m->version[slot] = ++m->clock;
+		touch(m, slot);
 	}
 }
 
@@ -321,7 +321,7 @@ static int adversary(struct machine *m, u32 vector)
 	}
 	m->r[REG_RSP] += 8;
 	if (m->shadow) {
-		m->version[REG_RSP] = ++m->clock;
+		touch(m, REG_RSP);
 		m->rnode[REG_RSP] = mk_node(m, CODE_INT_ADD, 8, leaf(m, REG_RSP), 0, 8, 0, 8, 8, m->r[REG_RSP]);
 		m->rscope[REG_RSP] = m->scope->id;
 	}

@@ -11,6 +11,17 @@
 #define MAX_CANDIDATES 32
 #define MAX_LIVE (MAX_CHAIN * 32)
 
+#define DEP_HEADS 128
+#define NO_DEP 0xffffu
+#define MEMO_HEADS 1024
+
+/* One constraint, or behind them one copied place, that reads `loc`. */
+struct dep {
+	u32 loc;
+	u16 item;
+	u16 next;
+};
+
 /* A finished scope: its course's constraints, its result's ingredients. */
 struct memo {
 	u32 chain;		/* events under way, oldest in the high digits */
@@ -19,6 +30,11 @@ struct memo {
 	struct constraint *con;
 	struct copied *cop;
 	u64 count;
+	u32 tells;		/* constraint that told a state apart last */
+	u32 next;		/* of the same chain and vector, + 1 */
+	struct dep *dep;	/* by place: what is to be asked again when it changes */
+	u16 head[DEP_HEADS];
+	u64 rip_low, rip_high;	/* for RIPs between these all that tests it alone holds */
 	u32 scope;		/* in which the present state was last found the same ... */
 	u32 clock;		/* ... and when */
 };
@@ -62,6 +78,9 @@ struct search {
 	struct machine *m;
 	struct memo *memo;
 	u32 nmemo;
+	u32 memo_head[MEMO_HEADS];	/* by chain and vector, + 1; the last used first */
+	u16 items[MAX_CONSTRAINTS + MAX_COPIED];	/* of a memo: what is to be asked again */
+	u32 nitems;
 	struct committed *committed;
 	u32 ncommitted;
 	struct emitted *out;

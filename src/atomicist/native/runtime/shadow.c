@@ -64,9 +64,10 @@ u64 apply(u32 code, u64 a, u32 sa, u64 b, u32 sb, u32 size)
 
 static u32 intern(struct machine *m, const struct node *n)
 {
-	u64 h = n->val * 0x9e3779b97f4a7c15ull ^ n->va * 31 ^ n->vb * 37 ^
-		((u64)n->a << 32 | n->b) * 0xff51afd7ed558ccdull ^ n->code * 131 ^ n->scope * 977;
-	u32 i = (u32)(h >> 29) & (m->hash_size - 1);
+	u64 h = n->val * 0x9e3779b97f4a7c15ull ^ (n->va ^ n->vb << 32 ^ n->vb >> 32) * 0xd6e8feb86659fd93ull ^
+		((u64)n->a << 32 | n->b) * 0xff51afd7ed558ccdull ^
+		((u64)n->scope << 32 | n->code) * 0xc2b2ae3d27d4eb4full;
+	u32 i = (u32)(h >> 40) & (m->hash_size - 1);
 
 	while (m->node_hash[i]) {
 		const struct node *o = &m->nodes[m->node_hash[i]];
@@ -107,13 +108,14 @@ static u32 leaf_in(struct machine *m, struct scope *s, u32 loc)
 	u32 *scope, *node = node_place(m, loc, &scope);
 
 	if (*scope == s->id)
-		return *node;
+		return *node = force(m, *node);
 	if (s->parent)
 		n.b = leaf_in(m, s->parent, loc);
 	return intern(m, &n);
 }
 
-u32 leaf(struct machine *m, u32 loc)
+/* What `loc` holds in the present scope; it may not be a node yet. */
+u32 place_node(struct machine *m, u32 loc)
 {
 	u32 *scope, *node = node_place(m, loc, &scope);
 	u32 n;
@@ -134,6 +136,15 @@ u32 leaf(struct machine *m, u32 loc)
 	*node = n;
 	*scope = m->scope->id;
 	return n;
+}
+
+/* The same as a node. */
+u32 leaf(struct machine *m, u32 loc)
+{
+	u32 *scope, *node = node_place(m, loc, &scope);
+	u32 n = place_node(m, loc);
+
+	return n & LAZY ? *node = force(m, n) : n;
 }
 
 struct value {
@@ -203,6 +214,71 @@ u32 mk_node(struct machine *m, u32 code, u32 size, u32 a, u64 va, u32 sa,
 	return intern(m, &n);
 }
 
+/* A value for which a node is made when it is asked for, as mk_node() would now. */
+u32 later(struct machine *m, u32 code, u32 size, u32 a, u64 va, u32 sa,
+	  u32 b, u64 vb, u32 sb, u64 val)
+{
+	struct lazy *l;
+	u32 da, db, depth;
+
+	if (!a && !b)
+		return 0;
+	if (code == CODE_COPY || code == CODE_INT_ZEXT)
+		return a;
+	if ((code == CODE_INT_OR || code == CODE_INT_XOR || code == CODE_INT_ADD) && (a ? !b && !vb : !va))
+		return a ? a : b;
+	da = a & LAZY ? m->lazies[a & ~LAZY].depth + 1u : 0;
+	db = b & LAZY ? m->lazies[b & ~LAZY].depth + 1u : 0;
+	depth = da > db ? da : db;
+	if (depth > MAX_LAZY_DEPTH || m->nlazies == m->caplazies) {
+		a = force(m, a);
+		b = force(m, b);
+		if ((code == CODE_INT_XOR || code == CODE_INT_SUB) && a && a == b)
+			return 0;
+		return mk_node(m, code, size, a, va, sa, b, vb, sb, val);
+	}
+	l = &m->lazies[m->nlazies];
+	l->val = val;
+	l->va = va;
+	l->vb = vb;
+	l->a = a;
+	l->b = b;
+	l->scope = m->scope->id;
+	l->node = 0;
+	l->code = (u16)code;
+	l->depth = (u16)depth;
+	l->size = (u8)size;
+	l->sa = (u8)sa;
+	l->sb = (u8)sb;
+	return m->nlazies++ | LAZY;
+}
+
+/* The node of what may not be one yet; 0: it is a constant after all. */
+u32 force(struct machine *m, u32 node)
+{
+	struct scope *present = m->scope, *s = present;
+	struct lazy *l;
+	u32 a, b;
+
+	if (!(node & LAZY))
+		return node;
+	l = &m->lazies[node & ~LAZY];
+	if (l->node)
+		return l->node - 1;
+	a = force(m, l->a);
+	b = force(m, l->b);
+	/* it belongs to the scope in which it was computed, one of those around this */
+	while (s->id != l->scope)
+		s = s->parent;
+	m->scope = s;
+	/* x ^ x, x - x */
+	node = (l->code == CODE_INT_XOR || l->code == CODE_INT_SUB) && a && a == b ? 0 :
+	       mk_node(m, l->code, l->size, a, l->va, l->sa, b, l->vb, l->sb, l->val);
+	m->scope = present;
+	l->node = node + 1;
+	return node;
+}
+
 /* The course of the run depends on `node` having the value `val`. */
 void require(struct machine *m, u32 node, u64 val)
 {
@@ -234,6 +310,23 @@ void constrain(struct machine *m, u32 kind, u32 node, u64 val, int64_t low, int6
 
 	if (main && val + (u64)high >= main->bottom && val + (u64)low < main->top)
 		m->absolute = true;
+	/* of an address on a stack only the distance is stripped: it need not be a node */
+	while (node & LAZY) {
+		const struct lazy *l = &m->lazies[node & ~LAZY];
+
+		if (l->code == CODE_INT_ADD && !l->b) {
+			val = (val - l->vb) & MASK(l->size);
+			node = l->a;
+		} else if (l->code == CODE_INT_ADD && !l->a) {
+			val = (val - l->va) & MASK(l->size);
+			node = l->b;
+		} else if (l->code == CODE_INT_SUB && !l->b) {
+			val = (val + l->vb) & MASK(l->size);
+			node = l->a;
+		} else {
+			node = force(m, node);
+		}
+	}
 	while (node) {
 		const struct node *n = &m->nodes[node];
 
