@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes as c
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Final, Self
 
 from atomicist.isa.delivery import VECTORS, deliver
 from atomicist.isa.ir import Flow, Op, Var
@@ -69,6 +69,45 @@ class NativeContext:
 
 
 @dataclass(frozen=True, slots=True)
+class Emitted:
+    """Contexts that were met, as the runtime wrote them down: a certificate meets hundreds,
+    nearly all of them as another one did, so that they are read when they are asked for.
+
+    ``shapes`` has for each what tells it from others: all but how it was reached."""
+
+    records: bytes
+
+    def __len__(self) -> int:
+        return len(self.records) // _RECORD
+
+    def __iter__(self) -> Iterator[NativeContext]:
+        return map(self.__getitem__, range(len(self)))
+
+    def shapes(self) -> Iterator[bytes]:
+        """For each context, bytes that are equal where ``key``, ``source``, ``rip``, ``relative``
+        and ``handler`` are."""
+        return (self.records[at : at + _SHAPE] for at in range(0, len(self.records), _RECORD))
+
+    def __getitem__(self, index: int) -> NativeContext:
+        e = layout.CEmitted.from_buffer_copy(self.records, index * _RECORD)
+        source = tuple(_KEY_INDEX.get(slot) for slot in e.source)
+        return NativeContext(
+            tuple(e.r),
+            source,
+            e.rip,
+            bool(e.relative),
+            bool(e.handler),
+            _events(e.events, e.nevents),
+            e.steps,
+        )
+
+
+_RECORD: Final = c.sizeof(layout.CEmitted)
+_SHAPE: Final = layout.CEmitted.nevents.offset
+"""There is no padding before it."""
+
+
+@dataclass(frozen=True, slots=True)
 class NativeResult:
     """What one call of the runtime did and found.
 
@@ -77,7 +116,7 @@ class NativeResult:
     search was too small, the result is not complete."""
 
     findings: tuple[NativeFinding, ...]
-    emitted: tuple[NativeContext, ...]
+    emitted: Emitted
     covers: bytes
     covers_rsp: bytes
     covers_key: tuple[frozenset[int], ...]
@@ -160,8 +199,9 @@ class Engine:
         broken = None if t.broken_slot == SLOTS else (int(t.broken_slot), int(t.broken_where))
         covers = c.string_at(self._lib.atomicist_covers(self._search), len(self._order))
         covers_rsp = c.string_at(self._lib.atomicist_covers_rsp(self._search), MAX_STACK_WORDS)
+        emitted = Emitted(c.string_at(self._lib.atomicist_emitted(self._search), int(t.emitted) * _RECORD))
         return NativeResult(
-            tuple(self._findings(int(t.findings))), tuple(self._contexts(int(t.emitted))), covers, covers_rsp,
+            tuple(self._findings(int(t.findings))), emitted, covers, covers_rsp,
             self._covered_values(), t.guest_insns, t.interleavings, t.executed, t.boundaries, t.hits,
             t.misses, t.worst_commit, t.lowest_main, int(t.overflow), broken,
         )  # fmt: skip
@@ -187,21 +227,6 @@ class Engine:
                 f.property, _events(f.events, f.nevents), f.rip, f.address, f.reg, f.expected, f.found,
                 self._texts[f.text],
             )  # fmt: skip
-
-    def _contexts(self, count: int) -> Iterator[NativeContext]:
-        table = c.cast(self._lib.atomicist_emitted(self._search), c.POINTER(layout.CEmitted))
-        for i in range(count):
-            e = table[i]
-            source = tuple(_KEY_INDEX.get(slot) for slot in e.source)
-            yield NativeContext(
-                tuple(e.r),
-                source,
-                e.rip,
-                bool(e.relative),
-                bool(e.handler),
-                _events(e.events, e.nevents),
-                e.steps,
-            )
 
     def _make_image(self, target: Target, events: Sequence[str], max_steps: int) -> layout.CImage:
         ops: list[Op] = []
@@ -255,4 +280,4 @@ def _events(table: c.Array[layout.CEvent], count: int) -> tuple[NativeEvent, ...
     return tuple(NativeEvent(table[i].vector, table[i].steps, table[i].rip) for i in range(count))
 
 
-__all__ = ["KEY_SLOTS", "Engine", "NativeContext", "NativeEvent", "NativeFinding", "NativeResult"]
+__all__ = ["KEY_SLOTS", "Emitted", "Engine", "NativeContext", "NativeEvent", "NativeFinding", "NativeResult"]

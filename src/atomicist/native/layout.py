@@ -68,7 +68,7 @@ class CFinding(c.Structure):
 
 class CEmitted(c.Structure):
     _fields_ = [
-        ("r", c.c_uint64 * len(KEY_SLOTS)), ("source", c.c_uint32 * len(KEY_SLOTS)), ("rip", c.c_uint64),
+        ("r", c.c_uint64 * len(KEY_SLOTS)), ("rip", c.c_uint64), ("source", c.c_uint32 * len(KEY_SLOTS)),
         ("relative", c.c_uint32), ("handler", c.c_uint32), ("nevents", c.c_uint32), ("steps", c.c_uint32),
         ("events", CEvent * MAX_CHAIN),
     ]  # fmt: skip

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from atomicist.isa.registers import REGISTERS
 from atomicist.machine.memory import WORD, Region
 from atomicist.machine.target import Target
-from atomicist.native.engine import NativeContext, NativeEvent, NativeResult
+from atomicist.native.engine import Emitted, NativeContext, NativeEvent, NativeResult
 from atomicist.native.tables import KEY_SLOTS
 from atomicist.spec.contexts import Context, from_key
 
@@ -55,34 +55,70 @@ class Group:
     region: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Met:
-    """Contexts that one certificate's run passes through."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Way:
+    """How a context that is met follows from the one interrupted: apart from RIP.
+
+    ``group`` and ``bit``: where it is met if the certificate's own context is interrupted;
+    ``sources``: for each value of the group's key the place in the interrupted context's
+    that it comes from, None for a constant."""
 
     group: Group
-    rip: int
     bit: int
-    context: NativeContext
+    sources: tuple[int | None, ...]
+    relative: bool
+    handler: bool
+    known: dict[Group, Group] = field(default_factory=dict)
 
     def group_for(self, member: Group) -> Group:
         """The group of the context, where a member of the certificate is interrupted."""
-        sources = [s for i, s in enumerate(self.context.source) if i != _AT_RSP]
+        found = self.known.get(member)
+        if found is None:
+            found = self.known[member] = self._group_for(member)
+        return found
+
+    def _group_for(self, member: Group) -> Group:
         key = tuple(
-            value if source is None else member.key[source - (source > _AT_RSP)]
-            for value, source in zip(self.group.key, sources, strict=False)
+            value if source is None else member.key[source]
+            for value, source in zip(self.group.key, self.sources, strict=False)
         )
         return Group(key + self.group.key[len(key) :], self.group.region)
+
+
+@dataclass(frozen=True, slots=True)
+class _Met:
+    """A context that a certificate's run passes through: the number of it in ``emitted``."""
+
+    way: _Way
+    rip: int
+    emitted: Emitted
+    index: int
+
+    @property
+    def context(self) -> NativeContext:
+        """With the events that lead to it."""
+        return self.emitted[self.index]
+
+
+@dataclass(slots=True)
+class _Followed:
+    """How far a certificate was followed for one group."""
+
+    members: int = 0
+    changes: int = 0
 
 
 @dataclass(slots=True)
 class _Certificate:
     group: Group
     values: tuple[frozenset[int], ...]
-    rips: int
+    rips: frozenset[int]
     rsps: int
     bit: int
-    met: tuple[_Met, ...]
-    members: dict[Group, int] = field(default_factory=dict)
+    met: dict[_Way, list[_Met]]
+    followed: dict[Group, _Followed] = field(default_factory=dict)
+    asked: int = 0
+    """Of all groups, in the order in which they became known, those that were tried."""
 
     def holds_for(self, group: Group) -> bool:
         """Whether the certificate can hold for contexts of ``group``."""
@@ -96,8 +132,6 @@ class _Certificate:
 class _Source:
     """Why words were added to a set: a start context, or the members of a certificate."""
 
-    time: int
-    added: int
     name: str = ""
     certificate: _Certificate | None = None
     met: _Met | None = None
@@ -105,11 +139,28 @@ class _Source:
     members: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Added:
+    """Words that were new to a set, when, and why they were added."""
+
+    time: int
+    words: int
+    source: _Source
+
+
 @dataclass(slots=True)
 class _Set:
     words: int = 0
     covered: int = 0
-    sources: list[_Source] = field(default_factory=list)
+    sources: list[_Added] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Sets:
+    """The sets of one group by RIP; ``changes`` counts what was added to them."""
+
+    by_rip: dict[int, _Set] = field(default_factory=dict)
+    changes: int = 0
 
 
 class Reach:
@@ -118,7 +169,9 @@ class Reach:
     def __init__(self, target: Target) -> None:
         self._target = target
         self._index = {va: i for i, va in enumerate(sorted(target.insns))}
-        self._sets: dict[Group, dict[int, _Set]] = {}
+        self._sets: dict[Group, _Sets] = {}
+        self._shapes: dict[bytes, tuple[_Way, int]] = {}
+        self._ways: dict[tuple[Group, int, tuple[int | None, ...], bool, bool], _Way] = {}
         self._certificates: list[_Certificate] = []
         self._time = 0
         self.unplaced = ""
@@ -157,21 +210,19 @@ class Reach:
             return False
         rip = context.registers[_RIP]
         self._given[located[0], rip, located[1]] = context
-        self._add(located[0], rip, 1 << located[1], _Source(0, 0, context.name))
+        self._add(located[0], rip, 1 << located[1], _Source(context.name))
         return True
 
     def _add(self, group: Group, rip: int, words: int, source: _Source) -> bool:
-        known = self._sets.setdefault(group, {}).setdefault(rip, _Set())
+        sets = self._sets.setdefault(group, _Sets())
+        known = sets.by_rip.setdefault(rip, _Set())
         added = words & ~known.words
         if not added:
             return False
         self._time += 1
+        sets.changes += 1
         known.words |= added
-        known.sources.append(
-            _Source(
-                self._time, added, source.name, source.certificate, source.met, source.group, source.members
-            )
-        )
+        known.sources.append(_Added(self._time, added, source))
         return True
 
     def certified(self, context: Context, results: Sequence[NativeResult], *, sound: bool) -> None:
@@ -179,58 +230,73 @@ class Reach:
 
         Without ``sound`` (it has findings) it covers its own context and leads nowhere."""
         located = self._locate(context)
-        different = {(e.key, e.source, e.rip, e.relative, e.handler): e for r in results for e in r.emitted}
-        met = [self._met(e) for e in different.values()]
+        met = self._met(results)
         if located is None:
-            for m in met:
-                self._spread_one(None, m, m.group, 1, context.name)
+            self._spread_alone(met, context.name)
             return
         group, bit = located
-        own = 1 << self._index[context.registers[_RIP]] if context.registers[_RIP] in self._index else 0
-        rips, rsps = -1, -1
+        rip = context.registers[_RIP]
+        own = frozenset({rip} & self._index.keys())
         values = [
             frozenset.intersection(*columns) for columns in zip(*(r.covers_key for r in results), strict=True)
         ]
         del values[_AT_RSP]
+        rsps = -1
         for r in results:
-            rips &= _bits(r.covers)
             rsps &= _bits(r.covers_rsp)
+        flags = zip(*(r.covers for r in results), strict=True)
+        rips = frozenset(va for va, some in zip(self._index, flags, strict=False) if all(some))
         if not sound:
-            rips, rsps, met, values = own, 1 << bit, [], [frozenset() for _ in values]
+            rips, rsps, met, values = own, 1 << bit, {}, [frozenset() for _ in values]
         if group.region < 0:
             rsps = 1
             values.append(frozenset())
-        self._certificates.append(
-            _Certificate(group, tuple(values), rips | own, rsps | 1 << bit, bit, tuple(met))
-        )
+        self._certificates.append(_Certificate(group, tuple(values), rips | own, rsps | 1 << bit, bit, met))
         if not own:
-            for m in met:
-                self._spread_one(None, m, m.group, 1, context.name)
+            self._spread_alone(met, context.name)
 
-    def _met(self, e: NativeContext) -> _Met:
+    def _met(self, results: Sequence[NativeResult]) -> dict[_Way, list[_Met]]:
+        """The different contexts that ``results`` met, those that follow in the same way together."""
+        met: dict[_Way, list[_Met]] = {}
+        seen: set[bytes] = set()
+        for emitted in (r.emitted for r in results):
+            for index, shape in enumerate(emitted.shapes()):
+                if shape in seen:
+                    continue
+                seen.add(shape)
+                known = self._shapes.get(shape)
+                if known is None:
+                    known = self._shapes[shape] = self._way(emitted[index])
+                way, rip = known
+                met.setdefault(way, []).append(_Met(way, rip, emitted, index))
+        return met
+
+    def _way(self, e: NativeContext) -> tuple[_Way, int]:
         place = self._place(e.key[_AT_RSP])
         key = tuple(v for i, v in enumerate(e.key) if i != _AT_RSP)
+        sources = tuple(
+            None if s is None else s - (s > _AT_RSP) for i, s in enumerate(e.source) if i != _AT_RSP
+        )
         if place is None:
             if e.relative:
                 self.unplaced = (
                     self.unplaced or f"RSP leaves the known stacks at {self._target.symbolize(e.rip)}"
                 )
-            return _Met(Group((*key, e.key[_AT_RSP]), -1), e.rip, 0, e)
-        return _Met(Group(key, place[0]), e.rip, place[1], e)
+            group, bit = Group((*key, e.key[_AT_RSP]), -1), 0
+        else:
+            group, bit = Group(key, place[0]), place[1]
+        same = group, bit, sources, e.relative, e.handler
+        way = self._ways.get(same)
+        if way is None:
+            way = self._ways[same] = _Way(*same)
+        return way, e.rip
 
-    def _spread_one(
-        self, certificate: _Certificate | None, m: _Met, group: Group, members: int, name: str = ""
-    ) -> bool:
-        words = 1 << m.bit
-        where = m.group
-        if certificate is not None:
-            where = m.group_for(group)
-            if m.context.relative and certificate.group.region >= 0:
-                shift = m.bit - certificate.bit
-                words = members << shift if shift >= 0 else members >> -shift
-        if m.context.handler and where.region >= 0:
-            words = (1 << words.bit_length()) - 1
-        return self._add(where, m.rip, words, _Source(0, 0, name, certificate, m, group, members))
+    def _spread_alone(self, met: dict[_Way, list[_Met]], name: str) -> None:
+        """What follows from a context that belongs to no group."""
+        for way, some in met.items():
+            words = _all_below(1 << way.bit) if way.handler and way.group.region >= 0 else 1 << way.bit
+            for m in some:
+                self._add(way.group, m.rip, words, _Source(name, None, m, way.group, 1))
 
     def spread(self) -> None:
         """Follow all certificates until no context is met that was not met before."""
@@ -238,21 +304,57 @@ class Reach:
         while changed:
             changed = False
             for certificate in self._certificates:
-                for group in sorted(self._sets):
-                    if certificate.holds_for(group):
-                        changed |= self._follow(group, certificate)
+                if certificate.asked < len(self._sets):
+                    new = list(self._sets)[certificate.asked :]
+                    certificate.asked = len(self._sets)
+                    certificate.followed |= {g: _Followed() for g in new if certificate.holds_for(g)}
+                for group, followed in certificate.followed.items():
+                    changed |= self._follow(group, certificate, followed)
 
-    def _follow(self, group: Group, certificate: _Certificate) -> bool:
-        members = 0
-        for rip, known in self._sets[group].items():
-            if certificate.rips >> self._index[rip] & 1:
-                known.covered |= certificate.rsps
-                members |= known.words & certificate.rsps
-        if members == certificate.members.get(group, 0):
+    def _follow(self, group: Group, certificate: _Certificate, followed: _Followed) -> bool:
+        sets = self._sets[group]
+        if sets.changes == followed.changes:
             return False
-        certificate.members[group] = members
-        changed = [self._spread_one(certificate, m, group, members) for m in certificate.met]
-        return any(changed)
+        followed.changes = sets.changes
+        members = 0
+        for rip in certificate.rips & sets.by_rip.keys():
+            known = sets.by_rip[rip]
+            known.covered |= certificate.rsps
+            members |= known.words
+        members &= certificate.rsps
+        # what follows from the others is known already
+        new = members & ~followed.members
+        if not new:
+            return False
+        followed.members = members
+        changed = False
+        for way, some in certificate.met.items():
+            where = way.group_for(group)
+            words = 1 << way.bit
+            if way.relative and certificate.group.region >= 0:
+                shift = way.bit - certificate.bit
+                words = new << shift if shift >= 0 else new >> -shift
+            if way.handler and where.region >= 0:
+                words = _all_below(words)
+            changed |= self._add_all(where, some, words, certificate, group, new)
+        return changed
+
+    def _add_all(
+        self,
+        where: Group,
+        some: list[_Met],
+        words: int,
+        certificate: _Certificate,
+        group: Group,
+        members: int,
+    ) -> bool:
+        sets = self._sets.setdefault(where, _Sets())
+        changed = False
+        for m in some:
+            known = sets.by_rip.get(m.rip)
+            if known is None or words & ~known.words:
+                changed |= self._add(where, m.rip, words, _Source("", certificate, m, group, members))
+        return changed
 
     def uncovered(self) -> list[tuple[Context, Origin]]:
         """For each stack, one context that no certificate covers; the certificate for it
@@ -261,7 +363,7 @@ class Reach:
         for group, sets in sorted(self._sets.items(), key=lambda item: item[0]):
             if group.region in chosen:
                 continue
-            for rip, known in sorted(sets.items(), key=lambda item: item[0]):
+            for rip, known in sorted(sets.by_rip.items(), key=lambda item: item[0]):
                 left = known.words & ~known.covered
                 if left:
                     bit = left.bit_length() - 1
@@ -287,42 +389,46 @@ class Reach:
 
     def _origin(self, group: Group, rip: int, bit: int, before: int) -> Origin:
         """A way to the context, back through the sources that were there ``before``."""
-        for source in self._sets[group][rip].sources:
-            if source.time < before and source.added >> bit & 1:
+        for added in self._sets[group].by_rip[rip].sources:
+            if added.time < before and added.words >> bit & 1:
                 break
         else:
             raise LookupError(f"no origin for {rip:#x}")
+        source = added.source
         if source.met is None:
             return Origin(source.name)
-        m, certificate = source.met, source.certificate
+        way, context, certificate = source.met.way, source.met.context, source.certificate
         if certificate is None:
-            return Origin(source.name, (Leg(m.context.events, m.context.steps, WORD * (m.bit - bit)),))
-        shift = m.bit - certificate.bit if m.context.relative else 0
+            return Origin(source.name, (Leg(context.events, context.steps, WORD * (way.bit - bit)),))
+        shift = way.bit - certificate.bit if way.relative else 0
         for member in range(source.members.bit_length()):
-            end = member + shift if m.context.relative else m.bit
-            if source.members >> member & 1 and (end == bit or (m.context.handler and end > bit)):
+            end = member + shift if way.relative else way.bit
+            if source.members >> member & 1 and (end == bit or (way.handler and end > bit)):
                 break
         else:
             raise LookupError(f"no member leads to {rip:#x}")
-        came = self._member_origin(certificate, source.group or m.group, member, source.time)
-        return Origin(came.name, (*came.legs, Leg(m.context.events, m.context.steps, WORD * (end - bit))))
+        came = self._member_origin(certificate, source.group or way.group, member, added.time)
+        return Origin(came.name, (*came.legs, Leg(context.events, context.steps, WORD * (end - bit))))
 
     def _member_origin(self, certificate: _Certificate, group: Group, bit: int, before: int) -> Origin:
-        for rip, known in sorted(self._sets[group].items(), key=lambda item: item[0]):
-            if certificate.rips >> self._index[rip] & 1 and any(
-                s.added >> bit & 1 and s.time < before for s in known.sources
-            ):
+        for rip, known in sorted(self._sets[group].by_rip.items(), key=lambda item: item[0]):
+            if rip in certificate.rips and any(s.words >> bit & 1 and s.time < before for s in known.sources):
                 return self._origin(group, rip, bit, before)
         raise LookupError("a member without origin")
 
     def size(self) -> int:
         """How many contexts were met."""
-        return sum(known.words.bit_count() for sets in self._sets.values() for known in sets.values())
+        return sum(known.words.bit_count() for sets in self._sets.values() for known in sets.by_rip.values())
 
 
 def _bits(flags: bytes) -> int:
     """One bit for each byte of ``flags`` that is not zero."""
     return int(bytes(flags[::-1]).translate(_DIGITS).decode(), 2) if flags else 0
+
+
+def _all_below(words: int) -> int:
+    """All words up to the highest of ``words``."""
+    return (1 << words.bit_length()) - 1
 
 
 _DIGITS = bytes([0x30]) + bytes([0x31]) * 255

@@ -57,8 +57,8 @@ struct committed {
 /* A context met after a commit, to be certified in its turn. */
 struct emitted {
 	u64 r[NKEY];
-	u32 source[NKEY];	/* slot of the first context that it comes from, or NSLOTS */
 	u64 rip;
+	u32 source[NKEY];	/* slot of the first context that it comes from, or NSLOTS */
 	u32 relative;		/* its RSP moves with the interrupted one */
 	u32 handler;		/* inside a handler: RSP may be any lower */
 	u32 nevents;
