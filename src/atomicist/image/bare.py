@@ -20,23 +20,21 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+from atomicist.image.addresses import KERNEL_PGD, USER_PAGE, USER_ROOT_BIT
 from atomicist.image.cache import cached
 from atomicist.image.code import reachable
 from atomicist.image.elf import ElfImage, read_elf
 from atomicist.image.errors import ImageError
+from atomicist.image.retbleed import guard
 from atomicist.image.thunks import boot_patched
 from atomicist.isa.delivery import DB, DF, GP, MC, NMI, NP, PF, SS, TSS_IST1, TSS_RSP0, UD, VC, Gate
 from atomicist.isa.lift import Lifter
+from atomicist.isa.predictions import IBRS
 from atomicist.machine.memory import PAGE, Page, PageFlag, Region, RegionKind
 from atomicist.machine.target import Place, Target
 
-KERNEL_PGD: Final = 0x0000_0001_2340_0000
-USER_ROOT_BIT: Final = 0x1000
 PCID_KERNEL: Final = 1
 """Linux's first kernel PCID (arch/x86/mm/tlb.c); the user's is this | 0x800."""
-
-USER_PAGE: Final = 0x0000_7FFF_1234_5000
-"""One page of user memory, so that touching it is refused as user memory."""
 
 _IST: Final = {"df": 1, "nmi": 2, "db": 3, "mc": 4, "vc": 5}
 _GATES: Final = (
@@ -78,11 +76,13 @@ class BareConfig:
     pti: bool = True
     pcid: bool = True
     fsgsbase: bool = True
+    mitigation: str = "none"
 
     def names(self) -> tuple[str, ...]:
         """The configuration as words, as results carry it."""
         switches = {"pti": self.pti, "pcid": self.pcid, "fsgsbase": self.fsgsbase}
-        return (f"cc={self.cc}", *(name if on else f"no{name}" for name, on in switches.items()))
+        words = (f"cc={self.cc}", *(name if on else f"no{name}" for name, on in switches.items()))
+        return (*words, f"mitigation={self.mitigation}") if self.mitigation != "none" else words
 
 
 def kernel_source() -> Path:
@@ -123,6 +123,7 @@ def _make(tree: Path, out: Path, config: BareConfig) -> None:
     command = [
         "make", "--no-print-directory", "-C", str(tree / "bare"), f"O={out}", f"CC={config.cc}",
         f"PTI={int(config.pti)}", f"PCID={int(config.pcid)}", f"FSGSBASE={int(config.fsgsbase)}",
+        f"MITIGATION={config.mitigation}", f"IBRS={int(config.mitigation == 'ibrs')}",
     ]  # fmt: skip
     environment = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "CC")}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
@@ -186,6 +187,7 @@ class _Loader:
             a for n, a in symbols.items() if self._has_code(a) and not n.endswith(("_end", "_text_start"))
         ]
         insns = reachable(in_text, self._fetch, handlers, Lifter())
+        insns = guard(insns, symbols, config.mitigation)
         kernel_cr3 = KERNEL_PGD | (PCID_KERNEL if config.pcid else 0)
         return Target(
             name=self._name,
@@ -205,6 +207,8 @@ class _Loader:
             fsgsbase=config.fsgsbase,
             reserve=symbols.get("atomic_ist_reserve", 512),
             slot_bytes=176,
+            mitigation=config.mitigation,
+            kernel_spec_ctrl=IBRS if config.mitigation == "ibrs" else 0,
         )
 
     def _has_code(self, address: int) -> bool:

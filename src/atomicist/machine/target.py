@@ -40,6 +40,8 @@ class Target:
     marks.  ``user_root_bit`` is the CR3 bit that selects the user page tables
     (0: no isolation).  ``reserve`` is the stack, in bytes, that a handler on
     the main stack may count on; ``slot_bytes`` the main-stack use of a level.
+    ``mitigation`` is what its CPU needs before the first RET (`isa.predictions`), and
+    ``kernel_spec_ctrl`` the value of SPEC_CTRL that handlers run with under IBRS.
     """
 
     name: str
@@ -59,6 +61,8 @@ class Target:
     fsgsbase: bool
     reserve: int
     slot_bytes: int
+    mitigation: str = "none"
+    kernel_spec_ctrl: int = 0
 
     @property
     def claims(self) -> bool:
