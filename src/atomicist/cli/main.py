@@ -24,6 +24,7 @@ VERBS: Final = {
     "view": "make a page of one run: procedure, stacks, code",
     "specimens": "list the known-bad variants, to see the checker find them",
     "thunks": "turn the return thunks of an object file into jumps to where they return",
+    "linux": "put the entry into Linux: prepare, apply, series, build",
     "explain": "say what a property means and what to do about it",
 }
 
