@@ -10,6 +10,7 @@ from atomicist.native.build import BuildError
 from atomicist.report.files import OutputError
 from atomicist.search.schedule import ScheduleError
 from atomicist.search.verify import Disagreement
+from atomicist.search.workers import WorkerLost
 from atomicist.tree.errors import TreeError
 
 KNOWN: Final = (
@@ -19,6 +20,7 @@ KNOWN: Final = (
     BuildError,
     OutputError,
     Disagreement,
+    WorkerLost,
     OSError,
     MemoryError,
 )

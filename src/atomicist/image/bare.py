@@ -14,7 +14,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -28,6 +28,7 @@ from atomicist.image.errors import ImageError
 from atomicist.image.retbleed import guard
 from atomicist.image.thunks import boot_patched
 from atomicist.isa.delivery import DB, DF, GP, MC, NMI, NP, PF, SS, TSS_IST1, TSS_RSP0, UD, VC, Gate
+from atomicist.isa.ir import Code, Flow, Insn
 from atomicist.isa.lift import Lifter
 from atomicist.isa.predictions import IBRS
 from atomicist.machine.memory import PAGE, Page, PageFlag, Region, RegionKind
@@ -221,7 +222,7 @@ class _Loader:
                 return bytes(s.data[va - s.va : va - s.va + size])
         return b""
 
-    def _places(self, insns: Mapping[int, object]) -> dict[int, Place]:
+    def _places(self, insns: Mapping[int, Insn]) -> dict[int, Place]:
         places = {}
         start, end = self._symbol("__entry_text_start"), self._symbol("__entry_text_end")
         starts = sorted(set(self._symbols.values()))
@@ -234,9 +235,8 @@ class _Loader:
             elif re.fullmatch(DOUBLE_FAULT, name):
                 limit = min((a for a in starts if a > address), default=address + 64)
                 mark = Place.DELIBERATE | (Place.NO_ROOM if "_overflow" in name else Place(0))
-                for va in insns:
-                    if address <= va < limit:
-                        places[va] = places.get(va, Place(0)) | mark
+                for va in _up_to_the_store(insns, address, limit):
+                    places[va] = places.get(va, Place(0)) | mark
         return places
 
     def _region_names(self) -> list[str]:
@@ -279,3 +279,13 @@ class _Loader:
         memory.words[percpu + self._symbol("cpu_current_top_of_stack")] = self._symbol("task_stack_top")
         memory.words[self._symbol("__per_cpu_offset")] = percpu
         return memory
+
+
+def _up_to_the_store(insns: Mapping[int, Insn], start: int, limit: int) -> Iterator[int]:
+    """The instructions of a deliberate double fault, which ends with the PUSH that faults."""
+    va = start
+    while va in insns and va < limit:
+        yield va
+        if insns[va].flow is not Flow.FALL or any(op.code is Code.STORE for op in insns[va].ops):
+            return
+        va = insns[va].next

@@ -173,10 +173,13 @@ class Engine:
         self, registers: Sequence[int], vector: int, *, expect_df: bool, no_stack: bool, brute: bool = False
     ) -> NativeResult:
         """All nestings inside the atomic entry from one context, ``vector`` first."""
-        self._lib.atomicist_certify(
+        status = self._lib.atomicist_certify(
             self._search, layout.Registers(*registers), vector, int(expect_df), int(no_stack), int(brute)
         )
-        return self._result()
+        result = self._result()
+        if status and not result.findings and not result.overflow:
+            raise AssertionError(f"the runtime ended with status {status}, and does not say why")
+        return result
 
     def enumerate(
         self, registers: Sequence[int], *, budget: int, offered: int, first: int, expect_df: bool = False,

@@ -67,6 +67,7 @@ class Certifier:
         self._target = target
         self._vectors = vectors
         self._listener = listener
+        self._start = contexts(target)
         self._reach = Reach(target)
         self._done = 0
         self.coverage = Coverage()
@@ -77,13 +78,12 @@ class Certifier:
 
     def key_values(self) -> list[list[int]]:
         """The values of key registers that certificates are tried for."""
-        return self._reach.key_values(contexts(self._target))
+        return self._reach.key_values(self._start)
 
     def run(self, workers: Workers) -> None:
         """Work until nothing is left, or enough is broken."""
-        start = contexts(self._target)
-        self.coverage += Coverage(contexts=len(start))
-        alone = [(c, Origin(c.name)) for c in start if not self._reach.begin(c)]
+        self.coverage += Coverage(contexts=len(self._start))
+        alone = [(c, Origin(c.name)) for c in self._start if not self._reach.begin(c)]
         self._round(workers, alone)
         while len(self.findings) < STOP_AFTER:
             self._reach.spread()

@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from atomicist.isa.registers import REGISTERS
 from atomicist.machine.memory import WORD, Region
 from atomicist.machine.target import Target
-from atomicist.native.engine import Emitted, NativeContext, NativeEvent, NativeResult
+from atomicist.native.engine import NativeContext, NativeEvent, NativeResult
 from atomicist.native.tables import KEY_SLOTS
+from atomicist.search.met import Group, Met, Way
 from atomicist.spec.contexts import Context, from_key
 
 _KEY = tuple(REGISTERS[name].slot for name in KEY_SLOTS if name != "RSP")
@@ -45,61 +46,6 @@ class Origin:
     legs: tuple[Leg, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Group:
-    """Contexts that differ in RIP and RSP alone: the ``key`` without RSP, the index of
-    the ``region`` that RSP lies in.  With the user's RSP (the SYSCALL gap) ``region`` is
-    -1, and RSP is part of the key."""
-
-    key: tuple[int, ...]
-    region: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Way:
-    """How a context that is met follows from the one interrupted: apart from RIP.
-
-    ``group`` and ``bit``: where it is met if the certificate's own context is interrupted;
-    ``sources``: for each value of the group's key the place in the interrupted context's
-    that it comes from, None for a constant."""
-
-    group: Group
-    bit: int
-    sources: tuple[int | None, ...]
-    relative: bool
-    handler: bool
-    known: dict[Group, Group] = field(default_factory=dict)
-
-    def group_for(self, member: Group) -> Group:
-        """The group of the context, where a member of the certificate is interrupted."""
-        found = self.known.get(member)
-        if found is None:
-            found = self.known[member] = self._group_for(member)
-        return found
-
-    def _group_for(self, member: Group) -> Group:
-        key = tuple(
-            value if source is None else member.key[source]
-            for value, source in zip(self.group.key, self.sources, strict=False)
-        )
-        return Group(key + self.group.key[len(key) :], self.group.region)
-
-
-@dataclass(frozen=True, slots=True)
-class _Met:
-    """A context that a certificate's run passes through: the number of it in ``emitted``."""
-
-    way: _Way
-    rip: int
-    emitted: Emitted
-    index: int
-
-    @property
-    def context(self) -> NativeContext:
-        """With the events that lead to it."""
-        return self.emitted[self.index]
-
-
 @dataclass(slots=True)
 class _Followed:
     """How far a certificate was followed for one group."""
@@ -115,7 +61,7 @@ class _Certificate:
     rips: frozenset[int]
     rsps: int
     bit: int
-    met: dict[_Way, list[_Met]]
+    met: dict[Way, list[Met]]
     followed: dict[Group, _Followed] = field(default_factory=dict)
     asked: int = 0
     """Of all groups, in the order in which they became known, those that were tried."""
@@ -134,7 +80,7 @@ class _Source:
 
     name: str = ""
     certificate: _Certificate | None = None
-    met: _Met | None = None
+    met: Met | None = None
     group: Group | None = None
     members: int = 0
 
@@ -170,8 +116,8 @@ class Reach:
         self._target = target
         self._index = {va: i for i, va in enumerate(sorted(target.insns))}
         self._sets: dict[Group, _Sets] = {}
-        self._shapes: dict[bytes, tuple[_Way, int]] = {}
-        self._ways: dict[tuple[Group, int, tuple[int | None, ...], bool, bool], _Way] = {}
+        self._shapes: dict[bytes, tuple[Way, int]] = {}
+        self._ways: dict[tuple[Group, int, tuple[int | None, ...], bool, bool], Way] = {}
         self._certificates: list[_Certificate] = []
         self._time = 0
         self.unplaced = ""
@@ -255,9 +201,9 @@ class Reach:
         if not own:
             self._spread_alone(met, context.name)
 
-    def _met(self, results: Sequence[NativeResult]) -> dict[_Way, list[_Met]]:
+    def _met(self, results: Sequence[NativeResult]) -> dict[Way, list[Met]]:
         """The different contexts that ``results`` met, those that follow in the same way together."""
-        met: dict[_Way, list[_Met]] = {}
+        met: dict[Way, list[Met]] = {}
         seen: set[bytes] = set()
         for emitted in (r.emitted for r in results):
             for index, shape in enumerate(emitted.shapes()):
@@ -268,10 +214,10 @@ class Reach:
                 if known is None:
                     known = self._shapes[shape] = self._way(emitted[index])
                 way, rip = known
-                met.setdefault(way, []).append(_Met(way, rip, emitted, index))
+                met.setdefault(way, []).append(Met(way, rip, emitted, index))
         return met
 
-    def _way(self, e: NativeContext) -> tuple[_Way, int]:
+    def _way(self, e: NativeContext) -> tuple[Way, int]:
         place = self._place(e.key[_AT_RSP])
         key = tuple(v for i, v in enumerate(e.key) if i != _AT_RSP)
         sources = tuple(
@@ -288,10 +234,10 @@ class Reach:
         same = group, bit, sources, e.relative, e.handler
         way = self._ways.get(same)
         if way is None:
-            way = self._ways[same] = _Way(*same)
+            way = self._ways[same] = Way(*same)
         return way, e.rip
 
-    def _spread_alone(self, met: dict[_Way, list[_Met]], name: str) -> None:
+    def _spread_alone(self, met: dict[Way, list[Met]], name: str) -> None:
         """What follows from a context that belongs to no group."""
         for way, some in met.items():
             words = _all_below(1 << way.bit) if way.handler and way.group.region >= 0 else 1 << way.bit
@@ -342,7 +288,7 @@ class Reach:
     def _add_all(
         self,
         where: Group,
-        some: list[_Met],
+        some: list[Met],
         words: int,
         certificate: _Certificate,
         group: Group,

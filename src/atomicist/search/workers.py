@@ -14,8 +14,9 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing.pool import Pool
-from typing import Final, Self, TypeVar
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkProcess
+from typing import Any, Final, Self, TypeVar
 
 from atomicist.machine.target import Target
 from atomicist.native.codegen import Compiled, compiled
@@ -76,10 +77,52 @@ def default_workers() -> int:
 _PR_SET_PDEATHSIG: Final = 1
 
 
-def _start() -> None:
-    """A worker leaves Ctrl-C to its parent, and dies with it."""
+class WorkerLost(Exception):  # noqa: N818 - it is lost, not wrong
+    """A worker was killed from outside; nothing it did is missing from what was reported."""
+
+
+def _work(here: Connection, others: Sequence[Connection]) -> None:
+    """A worker: answers tasks until there are no more.
+
+    It leaves Ctrl-C to its parent, and dies with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    for other in others:
+        other.close()
+    while True:
+        try:
+            function, task = here.recv()
+        except EOFError:
+            return
+        try:
+            answer = True, function(task)
+        except Exception as e:  # noqa: BLE001 - it is raised where the answer is taken
+            answer = False, e
+        here.send(answer)
+
+
+@dataclass(slots=True)
+class _Worker:
+    process: ForkProcess
+    to: Connection
+    task: tuple[int, int] | None = None
+    """What it works on: the number of the call of `Workers.map`, and of the task in it."""
+
+    def end(self) -> None:
+        self.process.terminate()
+        self.process.join()
+        self.to.close()
+
+    def lost(self) -> WorkerLost:
+        """Why it does not answer any more."""
+        self.process.join(1)
+        code = self.process.exitcode
+        if code == -signal.SIGKILL:
+            return WorkerLost(
+                "a worker was killed, most likely for want of memory: close something, or use --workers 1"
+            )
+        how = f"by {signal.Signals(-code).name}" if code is not None and code < 0 else f"with status {code}"
+        return WorkerLost(f"a worker ended {how}: try --workers 1, and report it if it ends the same way")
 
 
 class Workers:
@@ -90,26 +133,75 @@ class Workers:
         self._target = target
         self._candidates = tuple(tuple(some) for some in candidates)
         self._count = count
-        self._pool: Pool | None = None
+        self._workers: list[_Worker] = []
+        self._calls = 0
 
     def __enter__(self) -> Self:
         _here.target, _here.engine, _here.compiled = self._target, None, None
         _here.candidates = self._candidates
         new_engine(self._target).close()  # compile once, and fail here if there is no compiler
         if self._count > 1:
-            self._pool = multiprocessing.get_context("fork").Pool(self._count, _start)
+            fork = multiprocessing.get_context("fork")
+            for _ in range(self._count):
+                here, there = fork.Pipe()
+                ours = [here, *(w.to for w in self._workers)]
+                process = fork.Process(target=_work, args=(there, ours), daemon=True)
+                process.start()
+                there.close()
+                self._workers.append(_Worker(process, here))
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.terminate()
-            self._pool.join()
+        for worker in self._workers:
+            worker.end()
+        self._workers = []
         if _here.engine is not None:
             _here.engine.close()
         _here.target = _here.engine = _here.compiled = None
 
     def map(self, function: Callable[[Task], Answer], tasks: Iterable[Task]) -> Iterator[Answer]:
-        """``function`` of each task, in order, as they come in."""
-        if self._pool is None:
+        """``function`` of each task, in order, as they come in. Raises `WorkerLost`."""
+        if not self._workers:
             return map(function, tasks)
-        return self._pool.imap(function, tasks, chunksize=1)
+        return self._map(function, list(tasks))
+
+    def _map(self, function: Callable[[Task], Answer], tasks: Sequence[Task]) -> Iterator[Answer]:
+        answers: dict[int, tuple[bool, Any]] = {}
+        self._calls += 1
+        call, given = self._calls, 0
+        for number in range(len(tasks)):
+            while number not in answers:
+                for worker in self._workers:
+                    if worker.task is None and given < len(tasks):
+                        worker.task = call, given
+                        _send(worker, (function, tasks[given]))
+                        given += 1
+                for worker in self._answering():
+                    answer, task, worker.task = _receive(worker), worker.task, None
+                    # of a call that was given up nobody wants the rest
+                    if task is not None and task[0] == call:
+                        answers[task[1]] = answer
+            fine, result = answers.pop(number)
+            if not fine:
+                raise result
+            yield result
+
+    def _answering(self) -> list[_Worker]:
+        """The workers that have something to say, or are no more; waits for the first."""
+        ready = wait([w.to for w in self._workers if w.task is not None])
+        return [w for w in self._workers if w.to in ready]
+
+
+def _send(worker: _Worker, message: object) -> None:
+    try:
+        worker.to.send(message)
+    except OSError as e:
+        raise worker.lost() from e
+
+
+def _receive(worker: _Worker) -> tuple[bool, Any]:
+    try:
+        answer: tuple[bool, Any] = worker.to.recv()
+    except (EOFError, OSError) as e:
+        raise worker.lost() from e
+    return answer

@@ -484,6 +484,16 @@ static int at_commit(struct search *s, u32 chain)
 		h = mix(mix(h, c->val[n]), c->node[n]);
 		n++;
 	}
+	h = mix(h, m->ninst);
+	for (const struct instance *in = m->inst; in < m->inst + m->ninst; in++) {
+		h = mix(mix(mix(h, in->vector | in->handled << 8 | in->abandoned << 9 | in->in_entry << 10),
+			    in->live_region), in->live_region == ~0u ? 0 : in->old_live);
+		/* what a return to it is known by: its registers are then compared */
+		h = mix(mix(mix(h, in->x[REG_RIP]), in->x[REG_RSP]), in->x[REG_CS]);
+	}
+	for (u32 v = 0; v < NVEC; v++)
+		h = mix(h, m->owed[v]);
+	h = mix(h, m->spare);
 	for (u32 i = 0; i < s->ncommitted; i++)
 		if (s->committed[i].hash == h)
 			return GOES_ON;
@@ -503,8 +513,13 @@ static int at_commit(struct search *s, u32 chain)
 static int explore(struct search *s, u32 chain, u64 *count)
 {
 	struct machine *m = s->m;
+	u32 absent = 0;		/* or under way: bit set of vectors */
 	int st;
 
+	for (u32 v = 0; v < NVEC; v++)
+		absent |= m->im->gates[v].present ? 0 : 1u << v;
+	for (u32 c = chain; c; c /= 8)
+		absent |= 1u << (c % 8 - 1);
 	for (u32 steps = 0; steps < m->im->max_steps; steps++) {
 		const struct insn *in = insn_at(m, m->r[REG_RIP]);
 
@@ -518,11 +533,7 @@ static int explore(struct search *s, u32 chain, u64 *count)
 		}
 		m->boundaries++;
 		for (u32 v = 0; v < NVEC; v++) {
-			bool under_way = !m->im->gates[v].present || (m->r[REG_SHADOW] && v != EVENT_MC);
-
-			for (u32 c = chain; c; c /= 8)
-				under_way |= c % 8 == v + 1;
-			if (under_way)
+			if (absent >> v & 1 || (m->r[REG_SHADOW] && v != EVENT_MC))
 				continue;
 			st = try_event(s, chain, v, count);
 			if (st != GOES_ON)
@@ -669,6 +680,9 @@ static int follow(struct search *s, struct committed *c)
 		}
 		if (st == DONE)
 			return GOES_ON;
+		/* too late: what it was to keep has been given up */
+		if (st == DOUBLE_FAULT)
+			return report(m, P_DOUBLE_FAULT, m->pc, NSLOTS, 0, 0);
 		if (st != GOES_ON)
 			return st;
 		free_stack(m, &used);
@@ -716,6 +730,10 @@ static void coverage(struct search *s, struct scope *root, const u64 *regs)
 		bool mixed;
 
 		leaves(m, c->node, check_leaf, &rel);
+		/* the main stack, by an address that does not move along with RSP */
+		if (c->kind == ADDRESS && !rel.rsp && main && c->val + (u64)c->high >= main->bottom &&
+		    c->val + (u64)c->low < main->top)
+			m->absolute = true;
 		mixed = rel.rip + rel.rsp + __builtin_popcount(rel.keys) > 1;
 		for (u32 k = 0; rel.rip && k < m->im->ninsns; k++)
 			if (mixed ? m->im->insns[k].va != regs[REG_RIP] :
@@ -752,8 +770,10 @@ int certify(struct search *s, const u64 *regs, u32 vector, u32 expect_df, u32 no
 	u64 count = 0;
 	int st;
 
-	if (!root)
+	if (!root) {
+		m->overflow = __LINE__;
 		return FOUND;
+	}
 	m->shadow = true;
 	m->nlog = 0;
 	m->nnodes = 1;

@@ -44,6 +44,16 @@ static inline u128 get(struct machine *m, const struct var *v)
 	return x & MASK(v->size);
 }
 
+/* The same of up to 8 bytes. */
+static inline u64 get_u64(const struct machine *m, const struct var *v)
+{
+	if (v->space == SPACE_CONST)
+		return v->val;
+	if (v->space == SPACE_TMP)
+		return (u64)m->tmp[v->val].v & MASK(v->size);
+	return m->r[v->val >> 3] >> (8 * (v->val & 7)) & MASK(v->size);
+}
+
 static u32 get_node(struct machine *m, const struct var *v)
 {
 	u32 n, slot = (u32)(v->val >> 3), sub = (u32)(v->val & 7), size;
@@ -167,7 +177,7 @@ static inline int translate(struct machine *m, u64 va, u32 size, bool write, u32
 
 static int load(struct machine *m, const struct op *op)
 {
-	u64 va = (u64)get(m, &op->in[0]), *p, val;
+	u64 va = get_u64(m, &op->in[0]), *p, val;
 	u32 loc, size = op->out.size, sub = (u32)(va & 7), node = 0;
 	int st;
 
@@ -296,11 +306,12 @@ static u128 wide(struct machine *m, const struct op *op)
 static int pure(struct machine *m, const struct op *op)
 {
 	u32 na = 0, nb = 0, node = 0, two = op->in[1].size != 0;
+	u64 a, b;
 	u128 val;
 
 	if (m->shadow) {
-		na = get_node(m, &op->in[0]);
-		nb = two ? get_node(m, &op->in[1]) : 0;
+		na = op->in[0].space != SPACE_CONST ? get_node(m, &op->in[0]) : 0;
+		nb = two && op->in[1].space != SPACE_CONST ? get_node(m, &op->in[1]) : 0;
 	}
 	if (op->out.size > 8 || op->in[0].size > 8) {
 		val = wide(m, op);
@@ -310,14 +321,16 @@ static int pure(struct machine *m, const struct op *op)
 		put(m, &op->out, op->out.size < 8 ? val & MASK(op->out.size) : val, 0);
 		return GOES_ON;
 	}
-	val = apply(op->code, (u64)get(m, &op->in[0]), op->in[0].size,
-		    two ? (u64)get(m, &op->in[1]) : 0, op->in[1].size, op->out.size);
+	a = get_u64(m, &op->in[0]);
+	b = two ? get_u64(m, &op->in[1]) : 0;
+	val = op->code == CODE_COPY || op->code == CODE_INT_ZEXT ? a :
+	      apply(op->code, a, op->in[0].size, b, op->in[1].size, op->out.size);
 	if (na || nb) {
 		bool same = (op->code == CODE_INT_XOR || op->code == CODE_INT_SUB) && na == nb;
 
 		if (!same)
-			node = later(m, op->code, op->out.size, na, (u64)get(m, &op->in[0]), op->in[0].size,
-				       nb, two ? (u64)get(m, &op->in[1]) : 0, op->in[1].size, (u64)val);
+			node = later(m, op->code, op->out.size, na, a, op->in[0].size, nb, b, op->in[1].size,
+				     (u64)val);
 	}
 	put(m, &op->out, val, node);
 	return GOES_ON;
@@ -325,9 +338,11 @@ static int pure(struct machine *m, const struct op *op)
 
 static int taken(struct machine *m, const struct var *v, bool *yes)
 {
-	*yes = get(m, v) != 0;
-	if (m->shadow)
-		require(m, get_node(m, v), (u64)get(m, v));
+	u64 val = get_u64(m, v);
+
+	*yes = val != 0;
+	if (m->shadow && v->space != SPACE_CONST)
+		require(m, get_node(m, v), val);
 	return GOES_ON;
 }
 

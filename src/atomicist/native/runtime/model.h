@@ -265,6 +265,7 @@ struct machine {
 	u32 *mscope;
 	struct page *pages;
 	struct region *regions;
+	struct region *main;	/* or NULL */
 	u32 tlb[256];
 	u32 root;
 	u64 r[NSLOTS];

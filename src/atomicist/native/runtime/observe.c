@@ -52,10 +52,7 @@ static bool user(const u64 *r)
 
 struct region *main_stack(struct machine *m)
 {
-	for (u32 i = 0; i < m->im->nregions; i++)
-		if (m->regions[i].kind == MAIN_STACK)
-			return &m->regions[i];
-	return NULL;
+	return m->main;
 }
 
 /* Do so many levels below `rsp` leave a handler less room than it may count on? */

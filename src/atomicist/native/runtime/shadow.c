@@ -554,17 +554,18 @@ bool is_origin_bit(struct machine *m, u32 node, u32 bit, u32 loc)
 bool is_origin(struct machine *m, u32 node, u32 loc)
 {
 	const struct node *n = &m->nodes[node];
+	u32 size = loc < NSLOTS ? slot_size[loc] : 8;
 
 	if (!node)
 		return false;
 	if (n->code == LEAF)
 		return n->a == loc;
-	if (loc < NSLOTS && slot_size[loc] == 1)
+	if (size == 1)
 		return bit_source(m, node, 0, loc) != ELSEWHERE;
-	if (n->code == CODE_SUBPIECE && !n->b && n->vb == 0)
+	/* what is cut off must be no part of it: a selector has two bytes, and is pushed as eight */
+	if (n->code == CODE_SUBPIECE && !n->b && n->vb == 0 && n->size >= size)
 		return is_origin(m, n->a, loc);
-	/* a selector: the low half of what was pushed */
-	if (n->code == CODE_INT_AND && !n->b && n->vb == 0xffff)
+	if (n->code == CODE_INT_AND && !n->b && n->vb == 0xffff && size <= 2)
 		return is_origin(m, n->a, loc);
 	return false;
 }

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What the native search says of itself can be relied on."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+
+from atomicist.isa.ir import Code
+from atomicist.machine.target import Place, Target
+from atomicist.search.replay import find_context
+from atomicist.search.workers import new_engine
+
+
+def test_an_end_without_a_reason_is_an_error(entry: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A certificate that broke off comes with a finding, or with the table that was too small."""
+    context = find_context(entry, "user")
+    with new_engine(entry) as engine:
+        engine.certify(context.registers, 0, expect_df=False, no_stack=False)
+        monkeypatch.setattr(engine._lib, "atomicist_certify", lambda *_: 2)
+        with pytest.raises(AssertionError, match="does not say why"):
+            engine.certify(context.registers, 0, expect_df=False, no_stack=False)
+
+
+def test_a_deliberate_double_fault_ends_with_its_push(entry: Target) -> None:
+    """Code behind it, up to the next symbol, may not fault with impunity."""
+    deliberate = sorted(va for va, place in entry.places.items() if place & Place.DELIBERATE)
+    starts = [va for name, va in entry.symbols.items() if name.startswith("atomic_ist_double_fault_")]
+    assert len(starts) == 12
+    pushes = [va for va in deliberate if any(op.code is Code.STORE for op in entry.insns[va].ops)]
+    assert len(pushes) == len(starts)
+    for start in starts:
+        end = min(va for va in pushes if va >= start)
+        inside = [va for va in deliberate if start <= va <= end]
+        assert inside[0] == start
+        assert all(a + entry.insns[a].size == b for a, b in pairwise(inside))
+        assert entry.insns[end].next not in deliberate
