@@ -440,6 +440,14 @@ static int try_event(struct search *s, u32 chain, u32 vector, u64 *count)
 	return st;
 }
 
+/* Did the commit make the interrupted context void?  Nothing can return to it then. */
+static bool is_void(struct machine *m, const struct instance *in)
+{
+	const struct region *reg = region_of(m, in->x[REG_RSP]);
+
+	return reg && reg->kind == IST_STACK;
+}
+
 /* RSP is on the main stack: the IST stacks are said to be free. */
 static int at_commit(struct search *s, u32 chain)
 {
@@ -488,8 +496,9 @@ static int at_commit(struct search *s, u32 chain)
 	for (const struct instance *in = m->inst; in < m->inst + m->ninst; in++) {
 		h = mix(mix(mix(h, in->vector | in->handled << 8 | in->abandoned << 9 | in->in_entry << 10),
 			    in->live_region), in->live_region == ~0u ? 0 : in->old_live);
-		/* what a return to it is known by: its registers are then compared */
-		h = mix(mix(mix(h, in->x[REG_RIP]), in->x[REG_RSP]), in->x[REG_CS]);
+		/* what a return to it is known by, if it still exists: its registers are then compared */
+		if (in == m->inst || !is_void(m, in))
+			h = mix(mix(mix(h, in->x[REG_RIP]), in->x[REG_RSP]), in->x[REG_CS]);
 	}
 	for (u32 v = 0; v < NVEC; v++)
 		h = mix(h, m->owed[v]);
@@ -649,8 +658,11 @@ static int follow(struct search *s, struct committed *c)
 	m->nsched = c->nsched;
 	m->steps = c->steps;
 	m->early = false;
-	for (u32 i = 1; i < m->ninst; i++)
+	for (u32 i = 1; i < m->ninst; i++) {
 		m->inst[i].abandoned = 1;
+		if (is_void(m, &m->inst[i]))
+			memset(m->inst[i].x, 0, sizeof(m->inst[i].x));
+	}
 	for (u32 i = 0; i < m->im->nregions; i++) {
 		struct region *reg = &m->regions[i];
 

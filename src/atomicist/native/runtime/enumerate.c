@@ -136,18 +136,23 @@ static u64 fold(u64 a, u64 b)
 	return (u64)p ^ (u64)(p >> 64);
 }
 
-/* A hash of `n` words; two chains of multiplications run side by side. */
+/* A hash of `n` words; four chains of multiplications run side by side. */
 static u64 digest(u64 h, const u64 *p, u64 n)
 {
 	u64 a = h ^ 0x9e3779b97f4a7c15ull, b = h ^ 0xc2b2ae3d27d4eb4full;
+	u64 c = h ^ 0x8bb84b93962eacc9ull, d = h ^ 0x4b33a62ed433d4a3ull;
 
-	for (; n >= 4; n -= 4, p += 4) {
+	for (; n >= 8; n -= 8, p += 8) {
 		a = fold(p[0] ^ 0xa0761d6478bd642full, p[1] ^ a);
 		b = fold(p[2] ^ 0xe7037ed1a0b428dbull, p[3] ^ b);
+		c = fold(p[4] ^ 0x4d5a2da51de1aa47ull, p[5] ^ c);
+		d = fold(p[6] ^ 0x71c9e4f3a5d8b609ull, p[7] ^ d);
 	}
-	for (; n; n--, p++)
-		a = fold(*p ^ 0x8ebc6af09c88c6e3ull, a ^ 0x589965cc75374cc3ull);
-	return fold(a ^ 0x1d8e4e27c47d124full, b + n);
+	for (; n >= 2; n -= 2, p += 2)
+		a = fold(p[0] ^ 0xa0761d6478bd642full, p[1] ^ a);
+	if (n)
+		b = fold(*p ^ 0x8ebc6af09c88c6e3ull, b ^ 0x589965cc75374cc3ull);
+	return fold(a ^ fold(c, d ^ 0x1d8e4e27c47d124full), b);
 }
 
 /* Double the table of committed states. */
