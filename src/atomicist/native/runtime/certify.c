@@ -548,6 +548,7 @@ static int explore(struct search *s, u32 chain, u64 *count)
 		for (u32 v = 0; v < NVEC; v++) {
 			if (absent >> v & 1 || (m->r[REG_SHADOW] && v != EVENT_MC))
 				continue;
+			count_event(m, m->offered, in, v);
 			st = try_event(s, chain, v, count);
 			if (st != GOES_ON)
 				return st;
