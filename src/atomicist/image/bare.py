@@ -70,6 +70,10 @@ _REGIONS: Final = {
 _VARIANT_FILES: Final = (".c", ".h", ".S", ".lds", ".sh")
 
 
+VARIANTS: Final = ("1c",)
+RFC_V1: Final = "rfc-v1"
+
+
 @dataclass(frozen=True, slots=True)
 class BareConfig:
     """How the bare image is built: compiler and configuration switches."""
@@ -79,6 +83,7 @@ class BareConfig:
     pcid: bool = True
     fsgsbase: bool = True
     mitigation: str = "none"
+    variant: str = "1c"
 
     def names(self) -> tuple[str, ...]:
         """The configuration as words, as results carry it."""
