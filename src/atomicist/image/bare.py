@@ -24,6 +24,7 @@ from atomicist.image.cache import cached
 from atomicist.image.code import reachable
 from atomicist.image.elf import ElfImage, read_elf
 from atomicist.image.errors import ImageError
+from atomicist.image.thunks import boot_patched
 from atomicist.isa.delivery import DB, DF, GP, MC, NMI, NP, PF, SS, TSS_IST1, TSS_RSP0, UD, VC, Gate
 from atomicist.isa.lift import Lifter
 from atomicist.machine.memory import PAGE, Page, PageFlag, Region, RegionKind
@@ -153,7 +154,7 @@ def load(path: Path, config: BareConfig, name: str = "atomic_ist") -> Target:
 
 
 def _read(path: Path, data: bytes, config: BareConfig, name: str) -> Target:
-    elf = read_elf(data)
+    elf = boot_patched(read_elf(data))
     symbols = {s.name: s.address for s in elf.symbols}
     if not symbols:
         raise ImageError(f"{path.name} has no symbols: build it with kernel/bare/Makefile, unstripped")

@@ -58,7 +58,10 @@ class OutputFile:
 
     def write(self, text: str) -> None:
         """Write all of ``text``. Raises `OutputError`, and then nothing has changed."""
-        data = text.encode("utf-8")
+        self.write_bytes(text.encode("utf-8"))
+
+    def write_bytes(self, data: bytes) -> None:
+        """Write all of ``data``, keeping the file's mode. Raises as `write` does."""
         try:
             if self._direct:
                 self._path.write_bytes(data)
@@ -66,6 +69,8 @@ class OutputFile:
             handle, place = self._new()
             try:
                 with os.fdopen(handle, "wb") as file:
+                    if self._path.exists():
+                        os.fchmod(file.fileno(), stat.S_IMODE(self._path.stat().st_mode))
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
