@@ -40,6 +40,9 @@ class Target:
     marks.  ``user_root_bit`` is the CR3 bit that selects the user page tables
     (0: no isolation).  ``reserve`` is the stack, in bytes, that a handler on
     the main stack may count on; ``slot_bytes`` the main-stack use of a level.
+    ``mitigation`` is what makes return predictions safe on the processor: "none" (needed),
+    "ibrs", "unret" or "ibpb"; ``kernel_spec_ctrl`` is the kernel's SPEC_CTRL with "ibrs",
+    and the user's is the same without bit 0.
     """
 
     name: str
@@ -59,6 +62,8 @@ class Target:
     fsgsbase: bool
     reserve: int
     slot_bytes: int
+    mitigation: str = "none"
+    kernel_spec_ctrl: int = 0
 
     @property
     def claims(self) -> bool:
