@@ -22,23 +22,20 @@ from types import MappingProxyType
 from typing import Final
 
 from atomicist.image import thunks
+from atomicist.image.addresses import KERNEL_PGD, USER_PAGE, USER_ROOT_BIT
 from atomicist.image.cache import cached
 from atomicist.image.code import reachable
 from atomicist.image.elf import ElfImage, read_elf
 from atomicist.image.errors import ImageError
+from atomicist.image.retbleed import guard
 from atomicist.image.thunks import boot_patched
 from atomicist.isa.delivery import DB, DF, GP, MC, NMI, NP, PF, SS, TSS_IST1, TSS_RSP0, UD, VC, Gate
 from atomicist.isa.lift import Lifter
 from atomicist.machine.memory import PAGE, Page, PageFlag, Region, RegionKind
 from atomicist.machine.target import Place, Target
 
-KERNEL_PGD: Final = 0x0000_0001_2340_0000
-USER_ROOT_BIT: Final = 0x1000
 PCID_KERNEL: Final = 1
 """Linux's first kernel PCID (arch/x86/mm/tlb.c); the user's is this | 0x800."""
-
-USER_PAGE: Final = 0x0000_7FFF_1234_5000
-"""One page of user memory, so that touching it is refused as user memory."""
 
 _IST: Final = {"df": 1, "nmi": 2, "db": 3, "mc": 4, "vc": 5}
 _GATES: Final = (
@@ -209,6 +206,7 @@ class _Loader:
             a for n, a in symbols.items() if self._has_code(a) and not n.endswith(("_end", "_text_start"))
         ]
         insns = reachable(in_text, self._fetch, handlers, Lifter())
+        insns = guard(insns, symbols, config.mitigation)
         kernel_cr3 = KERNEL_PGD | (PCID_KERNEL if config.pcid else 0)
         return Target(
             name=self._name,

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+from atomicist.image.addresses import KERNEL_PGD, USER_PAGE, USER_ROOT_BIT
 from atomicist.image.cache import cached
 from atomicist.image.errors import ImageError
 from atomicist.image.kernel import parse_kernel
@@ -20,8 +21,10 @@ from atomicist.image.layout import LinuxLayout
 from atomicist.image.layout import Region as LinuxRegion
 from atomicist.image.linux import describe
 from atomicist.image.reach import DATA, TABLE
+from atomicist.image.retbleed import guard
 from atomicist.isa.delivery import VECTORS, Gate
 from atomicist.isa.lift import MAX_INSN, Lifter
+from atomicist.isa.predictions import IBRS
 from atomicist.machine.memory import PAGE, Page, PageFlag, Region, RegionKind
 from atomicist.machine.target import Place, Target
 from atomicist.native.build import cache_dir
@@ -29,14 +32,13 @@ from atomicist.native.build import cache_dir
 DEFAULT_FEATURES: Final = frozenset({"PTI", "PCID", "FSGSBASE", "SMAP"})
 """A CPU of the kind that needs page-table isolation, as Debian would run it."""
 
-KERNEL_PGD: Final = 0x0000_0001_2340_0000
-USER_ROOT_BIT: Final = 0x1000
-USER_PAGE: Final = 0x0000_7FFF_1234_5000
-
 _HANDLERS: Final = {
     "exc_nmi": "NMI", "exc_machine_check": "MC", "noist_exc_machine_check": "MC", "exc_debug": "DB",
     "noist_exc_debug": "DB", "kernel_exc_vmm_communication": "VC", "user_exc_vmm_communication": "VC",
 }  # fmt: skip
+
+MITIGATION_OF: Final = {"KERNEL_IBRS": "ibrs", "UNRET": "unret", "ENTRY_IBPB": "ibpb"}
+"""Feature -> what the CPU that has it set needs (cpu/bugs.c, retbleed_select_mitigation)."""
 
 _WHOLE: Final = frozenset({"per-CPU area", "cpu_tss_rw", "GDT", "TSS"})
 """Regions that are mapped whole; of the others only what code can touch."""
@@ -76,11 +78,13 @@ class _Loader:
             at: lifter.lift(at, layout.text.read(at, i.size)) for at, i in layout.reach.instructions.items()
         } | {at: lifter.lift(at, layout.text.read(at, 1)) for at in stubs}
         pti = "PTI" in layout.features
+        symbols = self._symbols()
+        mitigation = next((m for f, m in MITIGATION_OF.items() if f in layout.features), "none")
         return Target(
             name=self._name,
             build_id=layout.build_id,
             config=tuple(sorted(layout.features)),
-            insns=MappingProxyType(insns),
+            insns=MappingProxyType(guard(insns, symbols, mitigation)),
             gates=MappingProxyType(
                 {v.name.upper(): Gate(VECTORS[v.name.upper()], v.entry, v.ist) for v in layout.vectors}
             ),
@@ -88,7 +92,7 @@ class _Loader:
             places=MappingProxyType({va: Place.ENTRY for va in insns if va not in stubs}),
             pages=self._pages(set(insns)),
             regions=self._regions(),
-            symbols=MappingProxyType(self._symbols()),
+            symbols=MappingProxyType(symbols),
             user_root_bit=USER_ROOT_BIT if pti else 0,
             kernel_cr3=KERNEL_PGD | ("PCID" in layout.features),
             kernel_gsbase=layout.percpu_base,
@@ -96,6 +100,8 @@ class _Loader:
             fsgsbase="FSGSBASE" in layout.features,
             reserve=0,
             slot_bytes=0,
+            mitigation=mitigation,
+            kernel_spec_ctrl=IBRS if mitigation == "ibrs" else 0,
         )
 
     def _symbols(self) -> dict[str, int]:

@@ -23,9 +23,11 @@ class Label:
 class Builder:
     """Collects operations; ``done()`` gives them with labels resolved."""
 
-    def __init__(self) -> None:
-        self._ops: list[Op | tuple[Label, Var | None]] = []
-        self._temps = 0
+    def __init__(self, before: tuple[Op, ...] = ()) -> None:
+        """``before``: operations, with their labels resolved, that come first."""
+        self._ops: list[Op | tuple[Label, Var | None]] = list(before)
+        places = [v for op in before for v in (*op.ins, op.out) if v is not None]
+        self._temps = max((v.off for v in places if v.space is Space.TMP), default=0)
 
     def tmp(self, size: int = 8) -> Var:
         """A fresh temporary of ``size`` bytes."""
@@ -121,6 +123,11 @@ class Builder:
     def unknown_if(self, condition: Var, text: str) -> None:
         """End the run with the finding ``text`` if ``condition``."""
         self._ops.append(Op(Code.UNKNOWN, None, (condition,), text))
+
+    def predicted_if(self, condition: Var, text: str) -> None:
+        """End the run with a finding if ``condition``: a branch of the kind ``text`` may
+        go where user mode trained it to."""
+        self._ops.append(Op(Code.PREDICTED, None, (condition,), text))
 
     def note(self, note: Note) -> None:
         """Tell the observer of ``note``."""

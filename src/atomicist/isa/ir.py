@@ -15,6 +15,8 @@ FAULT      if ``ins[2]``: raise vector ``ins[0]`` with error code ``ins[1]``;
            so microcode checks before it writes
 UNKNOWN    if ``ins[0]``: the instruction meets something the model does not know;
            ``text`` names it.  Never skipped: it ends the run as a finding
+PREDICTED  if ``ins[0]``: a branch may go where user mode trained it to; ``text``
+           says which kind. It ends the run as a finding
 NOTE       tell the observer that an architectural milestone was passed (``text``)
 =========  ==========================================================================
 
@@ -71,6 +73,7 @@ class Code(Enum):
     FAULT = "FAULT"
     UNKNOWN = "UNKNOWN"
     NOTE = "NOTE"
+    PREDICTED = "PREDICTED"
     INT_ADD = "INT_ADD"
     INT_SUB = "INT_SUB"
     INT_MULT = "INT_MULT"
@@ -106,7 +109,7 @@ class Code(Enum):
 EFFECTS: Final = frozenset(
     {
         Code.LOAD, Code.STORE, Code.BRANCH, Code.CBRANCH, Code.BRANCHIND, Code.JUMP, Code.CJUMP,
-        Code.FAULT, Code.UNKNOWN, Code.NOTE,
+        Code.FAULT, Code.UNKNOWN, Code.NOTE, Code.PREDICTED,
     }
 )  # fmt: skip
 """Operations that are more than a function from inputs to an output."""

@@ -56,10 +56,11 @@ RFLAGS_FIXED: Final = 0x2
 BASES: Final = ("FSBASE", "GSBASE", "KERNEL_GSBASE")
 CONTROL: Final = ("CR0", "CR2", "CR3", "CR4", "DR6", "DR7")
 MSRS: Final = ("SPEC_CTRL", "MCG_STATUS")
-HIDDEN: Final = ("NMI_BLOCKED", "SHADOW", "TR_BASE", "CPUNODE")
+HIDDEN: Final = ("NMI_BLOCKED", "SHADOW", "TR_BASE", "CPUNODE", "EXPOSED")
 """State that no instruction names: NMI blocking (SDM vol. 3, 6.7.1), the
 one-instruction interrupt shadow after MOV SS / STI (SDM vol. 3, 6.8.3), the
-base of the task-state segment, and the CPU-node segment limit that LSL reads."""
+base of the task-state segment, the CPU-node segment limit that LSL reads, and for
+what branch predictions are the user's (`predictions`)."""
 
 _SIZES: Final = {**dict.fromkeys(SEGMENTS, 2), **dict.fromkeys(FLAG_BITS, 1)}
 

@@ -55,6 +55,10 @@ class Unmodelled(Exception):  # noqa: N818 - an event of the model
     """The run met something that the model does not know."""
 
 
+class Predicted(Exception):  # noqa: N818 - an event of the model
+    """A branch of some kind may go where user mode trained it to (`isa.predictions`)."""
+
+
 class ForeignGsBase(Exception):  # noqa: N818 - an event of the model
     """A GS-relative access while GSBASE is not the kernel's."""
 
@@ -112,7 +116,7 @@ class Machine:
         return found
 
     def step(self) -> None:
-        """Execute one instruction. Raises `Fault`, `Unmodelled`, `ForeignGsBase`,
+        """Execute one instruction. Raises `Fault`, `Unmodelled`, `Predicted`, `ForeignGsBase`,
         or what the store watch raises; registers are then as before it."""
         insn = self.insn()
         before = list(self.registers)
@@ -196,6 +200,8 @@ class Machine:
                 raise Fault(op.ins[0].off, self.read(op.ins[1]), "fault", self.registers[_RIP])
             elif code is Code.UNKNOWN and self.read(op.ins[0]):
                 raise Unmodelled(op.text)
+            elif code is Code.PREDICTED and self.read(op.ins[0]):
+                raise Predicted(op.text)
             elif code is Code.NOTE:
                 self.notes.add(Note(op.ins[0].off))
         return None

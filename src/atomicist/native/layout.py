@@ -49,8 +49,9 @@ class CImage(c.Structure):
         ("ops", c.c_void_p), ("insns", c.c_void_p), ("ninsns", c.c_uint32), ("npages", c.c_uint32),
         ("nregions", c.c_uint32), ("ngates", c.c_uint32), ("pages", c.c_void_p), ("contents", c.c_void_p),
         ("regions", c.c_void_p), ("gates", c.c_void_p), ("user_root_bit", c.c_uint64),
-        ("kernel_gsbase", c.c_uint64), ("kernel_cr3", c.c_uint64), ("claims", c.c_uint32),
-        ("reserve", c.c_uint32), ("slot_bytes", c.c_uint32), ("max_steps", c.c_uint32),
+        ("kernel_gsbase", c.c_uint64), ("kernel_cr3", c.c_uint64),
+        ("kernel_spec_ctrl", c.c_uint64), ("claims", c.c_uint32),
+        ("reserve", c.c_uint32), ("slot_bytes", c.c_uint32), ("max_steps", c.c_uint32), ("ibrs", c.c_uint32),
     ]  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from typing import Final
 
 from atomicist.isa.delivery import MCIP, VECTORS
 from atomicist.isa.ir import Access, Code, Note, Space
+from atomicist.isa.predictions import EVERYTHING
 from atomicist.isa.registers import FLAG_BITS, GPRS, REGISTERS, RFLAGS_FIXED, SLOTS
 
 PT_REGS: Final = (
@@ -20,7 +21,7 @@ PT_REGS: Final = (
 )  # fmt: skip
 """Layout of struct pt_regs, 8 bytes each (Linux arch/x86/include/asm/ptrace.h)."""
 
-KEY_SLOTS: Final = ("RSP", "CS", "SS", "GSBASE", "KERNEL_GSBASE", "CR3", "SPEC_CTRL")
+KEY_SLOTS: Final = ("RSP", "CS", "SS", "GSBASE", "KERNEL_GSBASE", "CR3", "SPEC_CTRL", "EXPOSED")
 """The registers of a context that the course of an entry may depend on, besides
 RIP; a result that rests on any other is not accepted as closed."""
 
@@ -44,7 +45,7 @@ def render(properties: Mapping[str, int], events: Sequence[str], error_token: in
     lines += [f"#define P_{key} {number}u" for key, number in properties.items()]
     lines += [f"#define EVENT_{name} {i}u" for i, name in enumerate(events)]
     lines += [f"#define MCIP {MCIP}ull", f"#define ERROR_TOKEN {error_token:#x}ull"]
-    lines += [f"#define CR3_COMPARED {CR3_COMPARED:#x}ull"]
+    lines += [f"#define CR3_COMPARED {CR3_COMPARED:#x}ull", f"#define EXPOSED_EVERYTHING {EVERYTHING}u"]
     lines += [f"#define PT_{name} {8 * i}u" for i, name in enumerate(PT_REGS)]
     frame = [(8 * i, name) for i, name in enumerate(PT_REGS) if name != "ORIG_RAX"]
     arrays = {

@@ -212,7 +212,7 @@ class Trace:
         elif code is Code.CJUMP:
             condition = self._get(ins[1])
             self._effect(f"if ({condition.text}) goto {unique}_{ins[0].off};", *condition.names())
-        elif code in (Code.FAULT, Code.UNKNOWN):
+        elif code in (Code.FAULT, Code.UNKNOWN, Code.PREDICTED):
             condition = self._get(ins[2 if code is Code.FAULT else 0])
             self._effect(f"REFUSE_IF({condition.text});", *condition.names())
         elif code is Code.NOTE:

@@ -16,7 +16,7 @@ from typing import Final
 from atomicist.isa.delivery import VECTORS
 from atomicist.isa.ir import Note
 from atomicist.isa.registers import BY_SLOT
-from atomicist.machine.interpreter import Fault, ForeignGsBase, Machine, Unmodelled
+from atomicist.machine.interpreter import Fault, ForeignGsBase, Machine, Predicted, Unmodelled
 from atomicist.machine.memory import WORD, Region
 from atomicist.machine.target import Place, Target
 from atomicist.search.schedule import Injection, Schedule, ScheduleError
@@ -144,6 +144,8 @@ class _Run:
             outcome = self._verdict(v.key, v.subject, v.expected, v.found)
         except ForeignGsBase as e:
             outcome = self._verdict("FOREIGN_GSBASE", f"%gs access {e}", None, self.machine["GSBASE"])
+        except Predicted as e:
+            outcome = self._verdict("PREDICTED", str(e), 0, self.machine["EXPOSED"])
         except Unmodelled as e:
             key = "NO_CODE" if str(e).startswith("no code") else "UNMODELLED"
             outcome = self._verdict(key, str(e), None, None)

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from atomicist.image.bare import USER_PAGE
+from atomicist.image.addresses import USER_PAGE
 from atomicist.isa.delivery import KERNEL_CS, KERNEL_DS, USER_CS, USER_DS, VECTORS
+from atomicist.isa.predictions import EXPOSED_ALL
 from atomicist.isa.registers import GPRS, REGISTERS, SLOTS
 from atomicist.isa.system import CR4_FSGSBASE
 from atomicist.machine.memory import RegionKind
@@ -73,7 +74,13 @@ def _user(target: Target) -> dict[str, int]:
         "RIP": USER_TEXT, "RSP": USER_PAGE + 0x800, "CS": USER_CS, "SS": USER_DS, "GSBASE": USER_GSBASE,
         "KERNEL_GSBASE": target.kernel_gsbase, "CR3": target.kernel_cr3 | (user_bits if target.user_root_bit else 0),
         "SPEC_CTRL": target.kernel_spec_ctrl & ~SPEC_CTRL_IBRS,
+        "EXPOSED": _exposed(target),
     }  # fmt: skip
+
+
+def _exposed(target: Target) -> int:
+    """For what user mode has left its predictions, if this CPU follows them."""
+    return 0 if target.mitigation == "none" else EXPOSED_ALL
 
 
 def _kernel(target: Target, rsp: int) -> dict[str, int]:
@@ -152,11 +159,13 @@ def _kernel_rows(target: Target) -> Iterator[tuple[str, str, dict[str, int]]]:
         region = next((r for r in target.regions if r.kind is kind), None)
         if region is None:
             continue
+        # on the entry stack the kernel has just come, or is about to go
+        exposed = {"EXPOSED": _exposed(target) if kind is RegionKind.ENTRY_STACK else 0}
         for below, suffix in ((0x208, ""), (0x200, "-aligned"), (0, "-empty")):
             yield (
                 f"kernel-{name}{suffix}",
                 f"kernel mode on the {name} stack, {below:#x} bytes in use",
-                _kernel(target, region.top - below),
+                _kernel(target, region.top - below) | exposed,
             )
     yield from _half_kernel_rows(target)
     main = target.main_stack()

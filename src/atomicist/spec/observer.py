@@ -24,14 +24,15 @@ from dataclasses import dataclass
 from typing import Final
 
 from atomicist.isa.delivery import MCIP, VECTORS
+from atomicist.isa.predictions import EVERYTHING
 from atomicist.isa.registers import BY_SLOT, FLAG_BITS, REGISTERS, RFLAGS_FIXED
 from atomicist.machine.interpreter import Machine
 from atomicist.machine.memory import PageFlag, Region, RegionKind
 from atomicist.machine.target import Place
-from atomicist.native.tables import PT_REGS
+from atomicist.native.tables import CR3_COMPARED, PT_REGS
 from atomicist.spec.events import ERROR_TOKEN, EVENTS, MASKED_BY_ENTRY
 
-NOT_COMPARED: Final = frozenset({"NMI_BLOCKED", "MCG_STATUS", "SHADOW"})
+NOT_COMPARED: Final = frozenset({"NMI_BLOCKED", "MCG_STATUS", "SHADOW", "EXPOSED"})
 """What a nested event may change for the context that it interrupted."""
 
 POISON: Final = 0xDEAD_57AC_0000_0000
@@ -202,20 +203,26 @@ class Observer:
             raise Violation("CLAIM", "RIP", None, self.machine["RIP"])
         if instance is None:
             raise Violation("HANDLED_TWICE", vector)
-        self._environment()
+        self._environment(instance)
         self._frame(instance, self.machine["RDI"])
         if VECTORS[vector].has_error_code and self.machine["RSI"] != ERROR_TOKEN:
             raise Violation("HANDLER_CONTEXT", "error code (RSI)", ERROR_TOKEN, self.machine["RSI"])
         instance.handled = True
         self.masked.discard(vector)
 
-    def _environment(self) -> None:
+    def _environment(self, instance: Instance) -> None:
         machine, target = self.machine, self.target
         wanted = {"GSBASE": target.kernel_gsbase, "CR3": target.kernel_cr3, "AC": 0, "DF": 0}
+        if target.mitigation == "ibrs":
+            wanted["SPEC_CTRL"] = target.kernel_spec_ctrl
+        if instance.context["CS"] & 3:  # what the kernel saves when it changes tasks
+            wanted["KERNEL_GSBASE"] = instance.context["GSBASE"]
         for name, expected in wanted.items():
-            kept = 0x000F_FFFF_FFFF_F000 if name == "CR3" else (1 << 64) - 1
+            kept = CR3_COMPARED if name == "CR3" else (1 << 64) - 1
             if machine[name] & kept != expected & kept:
                 raise Violation("ENVIRONMENT", name, expected, machine[name])
+        if machine["EXPOSED"] & EVERYTHING:  # whatever it calls will return
+            raise Violation("PREDICTED", "handler", 0, machine["EXPOSED"])
         rsp = machine["RSP"]
         region = target.region(rsp)
         if rsp & 7 or region is None:  # Linux's -mpreferred-stack-boundary=3

@@ -101,6 +101,12 @@ _TABLE: Final = (
     Property("IST025", "CONSTANT_CHANGED", "what entries rely on keeps its value",
              "The entry changed memory that every later entry takes to be constant: the TSS, per-CPU bases.",
              "Do not edit the TSS or per-CPU constants on the way; a nested entry would find them half changed."),
+    Property("IST026", "PREDICTED", "no call, return or indirect branch before the CPU is untrained",
+             "A CALL, RET or indirect branch executed while user mode decides where it is predicted to go (RETBLEED).",
+             "Set IBRS, untrain or flush first; until then code may only jump to where it is told by name."),
+    Property("IST027", "NO_FENCE", "a SWAPGS that may be skipped is fenced before GS is used",
+             "Code behind a conditional SWAPGS can use %gs speculatively with the wrong base (CVE-2019-1125).",
+             "Put an LFENCE, or a write of CR3, on both ways before the first %gs access."),
 )  # fmt: skip
 
 PROPERTIES: Final = MappingProxyType({p.number: p for p in _TABLE})

@@ -356,6 +356,14 @@ static int run_ops(struct machine *m, u32 first, u32 count, u64 *next)
 				return st;
 			}
 			break;
+		case CODE_PREDICTED:
+			taken(m, &op->in[0], &yes);
+			if (yes) {
+				st = report(m, P_PREDICTED, m->pc, REG_EXPOSED, 0, m->r[REG_EXPOSED]);
+				m->findings[m->nfindings ? m->nfindings - 1 : 0].text = op->text;
+				return st;
+			}
+			break;
 		case CODE_NOTE: m->note |= 1u << op->in[0].val; break;
 		default: st = pure(m, op);
 		}

@@ -109,10 +109,12 @@ struct image {
 	u64 user_root_bit;	/* of CR3; 0 without PTI */
 	u64 kernel_gsbase;
 	u64 kernel_cr3;
+	u64 kernel_spec_ctrl;	/* what handlers run with, where `ibrs` */
 	u32 claims;		/* the image has COMMITTED labels */
 	u32 reserve;		/* bytes a handler may count on */
 	u32 slot_bytes;
 	u32 max_steps;
+	u32 ibrs;
 };
 
 /* One write that can be taken back. */

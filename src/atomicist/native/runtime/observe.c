@@ -247,7 +247,7 @@ static int check_frame(struct machine *m, struct instance *in, u64 regs, bool fi
 	return report(m, P_HANDLER_CONTEXT, regs, bad, bad_expected, bad_found);
 }
 
-static int check_environment(struct machine *m)
+static int check_environment(struct machine *m, const struct instance *in)
 {
 	struct region *reg = region_of(m, m->r[REG_RSP]);
 	const u64 expected[] = { m->im->kernel_gsbase, m->im->kernel_cr3, 0, 0 };
@@ -261,6 +261,26 @@ static int check_environment(struct machine *m)
 		if (found != (expected[i] & (slots[i] == REG_CR3 ? CR3_COMPARED : ~0ull)))
 			return report(m, P_ENVIRONMENT, m->pc, slots[i], expected[i], m->r[slots[i]]);
 	}
+	if (m->im->ibrs) {
+		if (m->shadow)
+			require(m, leaf(m, REG_SPEC_CTRL), m->r[REG_SPEC_CTRL]);
+		if (m->r[REG_SPEC_CTRL] != m->im->kernel_spec_ctrl)
+			return report(m, P_ENVIRONMENT, m->pc, REG_SPEC_CTRL, m->im->kernel_spec_ctrl,
+				      m->r[REG_SPEC_CTRL]);
+	}
+	/* what the kernel saves when it changes tasks */
+	if (user(in->x)) {
+		if (m->r[REG_KERNEL_GSBASE] != in->x[REG_GSBASE])
+			return report(m, P_ENVIRONMENT, m->pc, REG_KERNEL_GSBASE, in->x[REG_GSBASE],
+				      m->r[REG_KERNEL_GSBASE]);
+		if (m->shadow && in == m->inst)
+			same_origin(m, leaf(m, REG_KERNEL_GSBASE), REG_GSBASE, m->r[REG_KERNEL_GSBASE]);
+	}
+	/* whatever the handler calls will return */
+	if (m->shadow)
+		require(m, leaf(m, REG_EXPOSED), m->r[REG_EXPOSED]);
+	if (m->r[REG_EXPOSED] & EXPOSED_EVERYTHING)
+		return report(m, P_PREDICTED, m->pc, REG_EXPOSED, 0, m->r[REG_EXPOSED]);
 	if (m->shadow) {
 		u64 rsp = m->r[REG_RSP];
 		u32 node = leaf(m, REG_RSP);
@@ -361,7 +381,7 @@ int at_handler(struct machine *m, u32 vector)
 		return report(m, P_CLAIM, m->pc, REG_RIP, 0, m->pc);
 	if (!in)
 		return report(m, P_HANDLED_TWICE, m->pc, NSLOTS, 0, vector);
-	st = check_environment(m);
+	st = check_environment(m, in);
 	if (st == GOES_ON)
 		st = check_frame(m, in, m->r[REG_RDI], in == m->inst);
 	if (st == GOES_ON && vector_error[vector] && m->r[REG_RSI] != in->error)
@@ -374,7 +394,8 @@ int at_handler(struct machine *m, u32 vector)
 
 static bool compared(u32 slot)
 {
-	return slot != REG_NMI_BLOCKED && slot != REG_MCG_STATUS && slot != REG_SHADOW;
+	return slot != REG_NMI_BLOCKED && slot != REG_MCG_STATUS && slot != REG_SHADOW &&
+	       slot != REG_EXPOSED;
 }
 
 int at_return(struct machine *m)
