@@ -7,12 +7,12 @@ over the control-flow graph, is there a path from an entry to a RET, an indirect
 or the call of a handler on which nothing has made predictions the kernel's?  Objtool's
 --unret is the peer (Linux tools/objtool/check.c).
 
-A direct CALL is not itself predicted wrongly; it is refused for the RET that follows.  So it
-may stand where what it calls untrains before it returns, on every path, as Linux's
-paranoid_entry() does (UNTRAIN_RET_FROM_CALL).
+A direct CALL goes where it says; what is wrong with it is the RET that follows.  So a
+function may be called if it untrains before it returns, as Linux's paranoid_entry() does
+(UNTRAIN_RET_FROM_CALL); what is called finding is the RET, or the call of a handler.
 
-What a path cannot know: a value written to SPEC_CTRL that is no constant is taken to have
-IBRS set. The run knows it.
+What a path cannot know, and the run does: whether two tests of one value agree; and a value
+written to an MSR that is no constant, which is taken to be the right one.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ VECTOR_TEXT: Final = {"nmi": 0, "db": 1, "mc": 2, "vc": 3}
 
 MAX_STATES: Final = 200_000
 MAX_CALLS: Final = 16
-_PREDICTED: Final = {Flow.CALL, Flow.RET, Flow.INDIRECT, Flow.INDIRECT_CALL}
+_PREDICTED: Final = frozenset({Flow.RET, Flow.INDIRECT, Flow.INDIRECT_CALL})
 _CONSTANT: Final = re.compile(r"mov (ecx|eax), (0x[0-9a-f]+|\d+)")
 _SLOTS: Final = {name: REGISTERS[name].slot for name in ("RAX", "RCX")}
 
@@ -68,7 +68,7 @@ class Untraining:
 
     def bit(self, insn: Insn) -> int:
         """The bit of EXPOSED that ``insn``, a branch, is checked for."""
-        if insn.flow in (Flow.RET, Flow.CALL):
+        if insn.flow is Flow.RET:
             for event, (start, end) in self.texts.items():
                 if start <= insn.va < end:
                     return own_text(event)
@@ -109,7 +109,7 @@ def guard(insns: Mapping[int, Insn], symbols: Mapping[str, int], mitigation: str
     out = {}
     for va, insn in insns.items():
         new = insn
-        if insn.flow in _PREDICTED and not _untrains_first(insns, insn, u):
+        if insn.flow in _PREDICTED:
             new = checked(new, u.bit(insn))
         if insn.text == "wrmsr":
             new = msr_write(new, mitigation)
@@ -117,16 +117,6 @@ def guard(insns: Mapping[int, Insn], symbols: Mapping[str, int], mitigation: str
             new = untraining(new, u.bits[va])
         out[va] = new
     return out
-
-
-def _untrains_first(insns: Mapping[int, Insn], call: Insn, u: Untraining) -> bool:
-    """Whether ``call`` is direct, and what it calls untrains before it returns."""
-    if call.flow is not Flow.CALL or call.target is None or call.target not in insns:
-        return False
-    try:
-        return next(_exposed(insns, [call.target], u, frozenset()), None) is None
-    except ImageError:
-        return False
 
 
 def exposed_paths(
@@ -168,8 +158,8 @@ def _exposed(
         if insn is None:
             continue
         now = _after(state, insn, u)
-        if not now.exposed:
-            continue
+        if not now.exposed and u.mitigation != "ibrs":
+            continue  # nothing exposes it again before user mode
         wrong = _wrong(insn, state, u, handlers)
         if wrong:
             yield ExposedPath(insn.flow.value, state.va, _places(came, state, insns))
@@ -185,11 +175,10 @@ def _exposed(
 
 
 def _wrong(insn: Insn, state: _State, u: Untraining, handlers: Container[int]) -> bool:
-    if insn.flow not in _PREDICTED or not state.exposed & u.bit(insn):
-        return False
     if insn.flow is Flow.CALL:
-        return insn.target is None or insn.target in handlers or len(state.stack) >= MAX_CALLS
-    return True
+        called = insn.target is None or insn.target in handlers or len(state.stack) >= MAX_CALLS
+        return called and bool(state.exposed & EVERYTHING)
+    return insn.flow in _PREDICTED and bool(state.exposed & u.bit(insn))
 
 
 def _next(now: _State, insn: Insn, insns: Mapping[int, Insn], handlers: Container[int]) -> Iterator[_State]:
@@ -197,6 +186,8 @@ def _next(now: _State, insn: Insn, insns: Mapping[int, Insn], handlers: Containe
     if insn.flow is Flow.CALL and insn.target is not None:
         if insn.target in insns and insn.target not in handlers:
             yield _State(insn.target, now.exposed, now.rcx, now.rax, (*stack, insn.next))
+        elif insn.target in handlers:
+            yield _State(insn.next, now.exposed, None, None, stack)
         return
     if insn.flow is Flow.RET:
         if stack:
@@ -211,7 +202,7 @@ def _next(now: _State, insn: Insn, insns: Mapping[int, Insn], handlers: Containe
 def _after(state: _State, insn: Insn, u: Untraining) -> _State:
     exposed = state.exposed & ~u.bits.get(state.va, 0)
     if insn.text == "wrmsr":
-        if state.rcx == PRED_CMD and state.rax is not None and state.rax & 1:
+        if state.rcx == PRED_CMD and (state.rax is None or state.rax & 1):
             exposed = 0
         if state.rcx == SPEC_CTRL and u.mitigation == "ibrs":
             exposed = 0 if state.rax is None or state.rax & IBRS else EXPOSED_ALL
