@@ -22,6 +22,7 @@ VERBS: Final = {
     "verify": "check an image at every instruction boundary",
     "replay": "run one schedule and explain what happens",
     "specimens": "list the known-bad variants, to see the checker find them",
+    "compare": "the variants of the entry, and a kernel's, in one table",
     "thunks": "turn the return thunks of an object file into jumps to where they return",
     "explain": "say what a property means and what to do about it",
 }

@@ -7,7 +7,7 @@ of its own, so nothing is lost by finding too little.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 
 from atomicist.image.errors import ImageError
 from atomicist.isa.ir import Flow, Insn
@@ -42,8 +42,27 @@ def reachable(
         insn = found[va] = lifter.lift(va, code)
         if va in stop:
             continue
-        if insn.target is not None:
-            work.append(insn.target)
-        if insn.flow not in _ENDS or insn.flow in _RETURNS:
-            work.append(insn.next)
+        work += successors(insn)
     return found
+
+
+def follow(insns: Mapping[int, Insn], roots: Iterable[int], stop: Container[int]) -> dict[int, Insn]:
+    """Those of ``insns`` that can be reached from ``roots``, without those at ``stop``."""
+    found: dict[int, Insn] = {}
+    work = list(roots)
+    while work:
+        va = work.pop()
+        insn = insns.get(va)
+        if insn is None or va in found or va in stop:
+            continue
+        found[va] = insn
+        work += successors(insn)
+    return dict(sorted(found.items()))
+
+
+def successors(insn: Insn) -> list[int]:
+    """Where control may go from ``insn``, as far as it says so itself; back from a call."""
+    out = [insn.target] if insn.target is not None else []
+    if insn.flow not in _ENDS or insn.flow in _RETURNS:
+        out.append(insn.next)
+    return out
