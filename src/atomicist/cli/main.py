@@ -23,6 +23,7 @@ VERBS: Final = {
     "replay": "run one schedule and explain what happens",
     "specimens": "list the known-bad variants, to see the checker find them",
     "compare": "the variants of the entry, and a kernel's, in one table",
+    "paths": "what the built code shows without running: early returns, missing fences",
     "thunks": "turn the return thunks of an object file into jumps to where they return",
     "explain": "say what a property means and what to do about it",
 }
