@@ -11,8 +11,9 @@ from pathlib import Path
 
 from atomicist.cli.errors import UsageError
 from atomicist.image import bare, specimens, vmlinux
-from atomicist.image.bare import MITIGATIONS, VARIANTS, BareConfig
+from atomicist.image.bare import VARIANTS, BareConfig
 from atomicist.image.source_lines import SourceLines
+from atomicist.isa.predictions import MITIGATIONS
 from atomicist.machine.target import Target
 from atomicist.native.build import cache_dir
 from atomicist.report.places import Source, no_lines

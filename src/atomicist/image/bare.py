@@ -73,8 +73,6 @@ VARIANTS: Final = ("1a", "1b", "1c", "2", "3")
 """The ways to copy before return predictions are safe; see kernel/atomic_ist.h."""
 RFC_V1: Final = "rfc-v1"
 """One more way, which is not safe: a specimen."""
-MITIGATIONS: Final = ("none", "ibrs", "unret", "ibpb")
-"""What makes return predictions safe on the processor: nothing needed, IBRS, untraining, IBPB."""
 
 SPEC_CTRL_KERNEL: Final = 3
 """With IBRS, SPEC_CTRL of the kernel: IBRS and STIBP. The user's is the same without IBRS."""

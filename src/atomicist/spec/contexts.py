@@ -204,6 +204,7 @@ def _half_kernel_rows(target: Target) -> Iterator[tuple[str, str, dict[str, int]
         for gs in range(2):
             for spec in sorted(specs):
                 values = kernel | (sides[0] if cr3 else {}) | (sides[1] if gs else {}) | {"SPEC_CTRL": spec}
+                values["EXPOSED"] = user["EXPOSED"]
                 names = [n for n, on in (("cr3", cr3), ("gs", gs), (f"spec{spec}", len(specs) > 1)) if on]
                 if cr3 or gs or spec != kernel["SPEC_CTRL"]:
                     where = "-".join(names)
