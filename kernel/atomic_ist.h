@@ -59,6 +59,23 @@
 #define ATOMIC_IST_VARIANT	ATOMIC_IST_1C
 #endif
 
+/* Are CR3, GSBASE and SPEC_CTRL the kernel's before the commit? */
+#define ATOMIC_IST_KERNELIZE	(ATOMIC_IST_VARIANT == ATOMIC_IST_3)
+
+/* IBRS cannot be set early without keeping what SPEC_CTRL was, in a place that can be found. */
+#define ATOMIC_IST_SAVE3	(ATOMIC_IST_KERNELIZE ||	\
+				 (ATOMIC_IST_VARIANT == ATOMIC_IST_2 && ATOMIC_IST_IBRS))
+
+/* Is the copy called, on the IST stack? */
+#define ATOMIC_IST_CALLED	(ATOMIC_IST_KERNELIZE ||			\
+				 ATOMIC_IST_VARIANT == ATOMIC_IST_2 ||	\
+				 ATOMIC_IST_VARIANT == ATOMIC_IST_RFC_V1)
+
+/* Save 3, from RSP at the commit on. */
+#define ATOMIC_IST_SAVED_SPEC_CTRL	0
+#define ATOMIC_IST_SAVED_GSBASE		8
+#define ATOMIC_IST_SAVED_CR3		16
+
 #ifdef ATOMIC_IST_BARE
 #include "bare/env.h"
 #else
@@ -69,13 +86,6 @@
 #define ATOMIC_IST_NR_VECTORS		4
 
 #define ATOMIC_IST_PTREGS_SIZE		168
-
-/* Is CR3, GSBASE and SPEC_CTRL the kernel's from before the commit on? */
-#define ATOMIC_IST_KERNELIZE	(ATOMIC_IST_VARIANT == ATOMIC_IST_3)
-
-/* IBRS cannot be set early without keeping what SPEC_CTRL was, in a place that can be found. */
-#define ATOMIC_IST_SAVE3	(ATOMIC_IST_KERNELIZE ||	\
-				 (ATOMIC_IST_VARIANT == ATOMIC_IST_2 && ATOMIC_IST_IBRS))
 
 #if ATOMIC_IST_SAVE3
 /*
@@ -91,9 +101,6 @@
  *	RSP at commit	+----------------------+ next slot's top
  */
 #define ATOMIC_IST_SAVE3_SIZE		24
-#define ATOMIC_IST_SAVED_SPEC_CTRL	0
-#define ATOMIC_IST_SAVED_GSBASE		8
-#define ATOMIC_IST_SAVED_CR3		16
 #define ATOMIC_IST_SLOT_SIZE		192
 #else
 #define ATOMIC_IST_SAVE3_SIZE		0
@@ -115,11 +122,6 @@
  */
 #define ATOMIC_IST_SLOT_SIZE		176
 #endif
-
-/* Is the copy called, on the IST stack? */
-#define ATOMIC_IST_CALLED	(ATOMIC_IST_KERNELIZE ||			\
-				 ATOMIC_IST_VARIANT == ATOMIC_IST_2 ||	\
-				 ATOMIC_IST_VARIANT == ATOMIC_IST_RFC_V1)
 
 /* What aligns RSP to 16 bytes for a call below a frame. */
 #define ATOMIC_IST_CALL_PADDING		(ATOMIC_IST_SLOT_SIZE - ATOMIC_IST_FRAME_SIZE)
