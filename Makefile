@@ -7,7 +7,7 @@ BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup verify test test-all lint format kernel-image bench lock clean distclean
+.PHONY: help setup verify matrix test test-all lint format kernel-image bench lock clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,6 +15,9 @@ help: ## this list
 
 setup: ## .venv with the locked versions, and the Debian packages
 	@tools/bootstrap
+
+matrix: setup ## every variant of the entry in every configuration; goes on where it was stopped
+	@$(BIN)/atomicist matrix $(ARGS)
 
 verify: setup ## the main job: our entry closed; a naive one and Debian's kernel for comparison
 	@$(if $(ARGS),$(BIN)/atomicist verify $(ARGS),tools/verify-all)

@@ -20,6 +20,7 @@ from atomicist.cli.errors import BAD_INPUT, INTERRUPTED, UsageError
 
 VERBS: Final = {
     "verify": "check an image at every instruction boundary",
+    "matrix": "verify every variant of the entry in every configuration",
     "replay": "run one schedule and explain what happens",
     "specimens": "list the known-bad variants, to see the checker find them",
     "compare": "the variants of the entry, and a kernel's, in one table",
