@@ -7,7 +7,7 @@ BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tests verify test test-all lint format kernel-image bench fuzz lock clean distclean
+.PHONY: help setup setup-tests verify matrix test test-all lint format kernel-image bench fuzz lock clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ setup: ## .venv with the locked versions, and the Debian packages
 
 setup-tests:
 	@tools/bootstrap --browser
+
+matrix: setup ## every variant of the entry in every configuration; goes on where it was stopped
+	@$(BIN)/atomicist matrix $(ARGS)
 
 verify: setup ## the main job: our entry closed; a naive one and Debian's kernel for comparison
 	@$(if $(ARGS),$(BIN)/atomicist verify $(ARGS),tools/verify-all)

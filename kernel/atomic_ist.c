@@ -47,7 +47,8 @@
  *
  * Rules for the code: it runs before the kernel's CR3, GSBASE and SPEC_CTRL are
  * set. No CALL, RET or indirect branch: return predictions are not yet safe, so
- * the functions are reached by JMP, and leave by JMP in inline assembler. No
+ * the functions are reached by JMP, and leave by JMP in inline assembler (other
+ * ways of this, see atomic_ist.h, differ in how they are reached and left only). No
  * per-CPU data, no GS, no global or constant data (hence no switch that may become
  * a table, and volatile word copies that cannot become memcpy()): only the IST
  * stacks, the main stack and the entry text are mapped. Nothing that can fault.
@@ -137,9 +138,33 @@ static __always_inline unsigned long committed_by_ip(unsigned long ip)
 	__builtin_unreachable();						\
 } while (0)
 
-/* Clear all registers but RAX and RSP, and move RAX to RSP. */
+/*
+ * Clear all registers but RAX and RSP, and move RAX to RSP. Either right from here, or the
+ * function returns, and its stub does it.
+ */
+#if ATOMIC_IST_VARIANT == ATOMIC_IST_1C
+#define __copies		__noreturn void
+#define __return
 #define COMMIT(vector, slot)							\
 	JUMP(vector, atomic_ist_commit, "a", slot)
+#else
+#define __copies		unsigned long
+#define __return		return
+#define COMMIT(vector, slot)							\
+	return slot - ATOMIC_IST_SAVE3_SIZE
+#endif
+
+/*
+ * From the straight way to the general one. It is a function of its own where it need not come
+ * back, so that the straight way uses no stack; where it has to, there must be one return.
+ */
+#if ATOMIC_IST_VARIANT == ATOMIC_IST_1C
+#define WALK(regs, vector, offset)						\
+	JUMP(vector, atomic_ist_walk, "D", regs)
+#else
+#define WALK(regs, vector, offset)						\
+	return walk(regs, vector, offset)
+#endif
 
 /*
  * Something is broken beyond repair: stop before anything is overwritten. The #DF
@@ -151,6 +176,46 @@ static __always_inline unsigned long committed_by_ip(unsigned long ip)
 
 /* One word; volatile, lest the compiler make a call to memcpy() of many. */
 #define COPY(to, from, field)	WRITE_ONCE((to)->field, READ_ONCE((from)->field))
+
+#if ATOMIC_IST_SAVE3
+struct atomic_ist_save3 {
+	unsigned long spec_ctrl;
+	unsigned long gsbase;
+	unsigned long cr3;
+};
+
+/* Save 3 of the entry or slot whose pt_regs are @regs. */
+static __always_inline struct atomic_ist_save3 *save3(struct pt_regs *regs)
+{
+	return (struct atomic_ist_save3 *)regs - 1;
+}
+
+/* What the outermost context had. */
+static __always_inline void copy_outermost_save3(struct pt_regs *to, struct pt_regs *saver)
+{
+	COPY(save3(to), save3(saver), spec_ctrl);
+	COPY(save3(to), save3(saver), gsbase);
+	COPY(save3(to), save3(saver), cr3);
+}
+
+/*
+ * What an entry has that has just committed: what is in force now, for the ongoing entry has
+ * set what the interrupted one would have set. And RSP is at these, below the pt_regs.
+ */
+static __always_inline void copy_nested_save3(struct pt_regs *to, unsigned long above)
+{
+	WRITE_ONCE(to->ax, above - ATOMIC_IST_SAVE3_SIZE);
+	WRITE_ONCE(to->sp, above - ATOMIC_IST_SAVE3_SIZE);
+	WRITE_ONCE(save3(to)->spec_ctrl, ATOMIC_IST_IBRS ? read_spec_ctrl() : 0);
+#if ATOMIC_IST_KERNELIZE
+	WRITE_ONCE(save3(to)->gsbase, kernel_gsbase());
+	WRITE_ONCE(save3(to)->cr3, CONFIG_PAGE_TABLE_ISOLATION ? read_cr3() : 0);
+#else
+	WRITE_ONCE(save3(to)->gsbase, 0);
+	WRITE_ONCE(save3(to)->cr3, 0);
+#endif
+}
+#endif
 
 /*
  * The context that no atomic entry interrupted: what the processor pushed for the
@@ -216,7 +281,42 @@ static __always_inline void copy_nested(struct pt_regs *to, struct pt_regs *fram
 	WRITE_ONCE(to->flags, ATOMIC_IST_COMMITTED_FLAGS);
 	WRITE_ONCE(to->sp, above);
 	COPY(to, frame, ss);
+#if ATOMIC_IST_SAVE3
+	copy_nested_save3(to, above);
+#endif
 }
+
+#if ATOMIC_IST_KERNELIZE
+/*
+ * Set CR3, GSBASE and SPEC_CTRL to the kernel's. Save 3 of this entry is complete, so they can
+ * be found whoever comes next. All values are absolute: of CR3, because bits are cleared, which
+ * may be clear already; of the others, because they do not depend on what was. SWAPGS would
+ * be neither: done again it would undo what the abandoned one did. For the same reason nothing
+ * has to be located first: what this entry has saved itself tells enough, whether or not an
+ * interrupted one had done all this before.
+ *
+ * CR3 comes first: the kernel's GSBASE is found in memory that the user's page table lacks.
+ */
+static __always_inline __noreturn void kernelize(struct atomic_ist_save3 *saved,
+						 enum atomic_ist_vector vector)
+{
+#if CONFIG_PAGE_TABLE_ISOLATION
+	const unsigned long cr3 = READ_ONCE(saved->cr3);
+
+	if (cr3 & CR3_USER_PGTABLE)
+		write_cr3((cr3 & ~(unsigned long)CR3_USER_MASK) |
+			  (ATOMIC_IST_PCID ? CR3_NOFLUSH : 0));
+#endif
+	write_gsbase(kernel_gsbase());
+	if (ATOMIC_IST_IBRS)
+		wrmsr(MSR_SPEC_CTRL, kernel_spec_ctrl());
+	JUMP(vector, atomic_ist_kernelized, "D", saved);
+}
+#endif
+
+static __always_inline __copies walk(struct pt_regs *regs,
+				     enum atomic_ist_vector vector,
+				     unsigned long offset);
 
 /*
  * The straight way, for an entry that interrupted nothing of ours. @regs is the ongoing
@@ -229,9 +329,9 @@ static __always_inline void copy_nested(struct pt_regs *to, struct pt_regs *fram
  * mode first would change nothing: a user's RSP and RIP may be any number, and if they look
  * like ours, walk() asks.
  */
-static __always_inline __noreturn void copy(struct pt_regs *regs,
-					    enum atomic_ist_vector vector,
-					    unsigned long offset)
+static __always_inline __copies copy(struct pt_regs *regs,
+				     enum atomic_ist_vector vector,
+				     unsigned long offset)
 {
 	const unsigned long area = (unsigned long)(regs + 1) - offset;
 	const unsigned long slot = area + ATOMIC_IST_MAIN_TOP - ATOMIC_IST_PTREGS_SIZE;
@@ -239,9 +339,12 @@ static __always_inline __noreturn void copy(struct pt_regs *regs,
 	if (within(regs->sp, area + ATOMIC_IST_PADS_BOTTOM,
 		   ATOMIC_IST_MAIN_TOP - ATOMIC_IST_PADS_BOTTOM) ||
 	    within_text(regs->ip, __atomic_ist_text_start, __atomic_ist_text_end))
-		JUMP(vector, atomic_ist_walk, "D", regs);
+		WALK(regs, vector, offset);
 
 	copy_outermost((struct pt_regs *)slot, regs, regs);
+#if ATOMIC_IST_SAVE3
+	copy_outermost_save3((struct pt_regs *)slot, regs);
+#endif
 	COMMIT(vector, slot);
 }
 
@@ -250,13 +353,16 @@ static __always_inline __noreturn void copy(struct pt_regs *regs,
  * entry found so far, @n the number of entries, @saver the outermost which has finished
  * save 2, as the ongoing one has.
  */
-static __always_inline __noreturn void walk(struct pt_regs *regs,
-					    enum atomic_ist_vector vector,
-					    unsigned long offset)
+static __always_inline __copies walk(struct pt_regs *regs,
+				     enum atomic_ist_vector vector,
+				     unsigned long offset)
 {
 	const unsigned long area = (unsigned long)(regs + 1) - offset;
 	const unsigned long main_top = area + ATOMIC_IST_MAIN_TOP;
 	struct pt_regs *outermost = regs, *saver = regs, *to;
+#if ATOMIC_IST_SAVE3
+	struct pt_regs *saver3 = regs;
+#endif
 	unsigned long base = main_top, lowest;
 	unsigned int n;
 
@@ -304,6 +410,11 @@ static __always_inline __noreturn void walk(struct pt_regs *regs,
 		if (sp <= (unsigned long)next)
 			saver = next;
 		outermost = next;
+#if ATOMIC_IST_SAVE3
+		/* The same of save 3: nothing that it saves is changed before its end. */
+		if (sp <= (unsigned long)save3(next))
+			saver3 = next;
+#endif
 	}
 
 	/* Room for all slots and a handler, before the first of them is written. */
@@ -326,23 +437,81 @@ static __always_inline __noreturn void walk(struct pt_regs *regs,
 		to = (struct pt_regs *)above;
 	}
 	copy_outermost(to, outermost, saver);
+#if ATOMIC_IST_SAVE3
+	copy_outermost_save3(to, saver3);
+#endif
 	COMMIT(vector, lowest);
 }
 
 /*
- * One pair of functions for each vector, so that RIP tells whose entry was interrupted.
+ * Functions for each vector, so that RIP tells whose entry was interrupted.
  */
+#if ATOMIC_IST_VARIANT == ATOMIC_IST_1C
 #define X(v, V)									\
 __atomic_ist_text(v) __noreturn void atomic_ist_walk_##v(struct pt_regs *regs);	\
 __atomic_ist_text(v) __noreturn void atomic_ist_walk_##v(struct pt_regs *regs)	\
 {										\
 	walk(regs, ATOMIC_IST_##V, ATOMIC_IST_##V##_TOP);			\
-}										\
-										\
-__atomic_ist_text(v) __noreturn void atomic_ist_copy_##v(struct pt_regs *regs);	\
-__atomic_ist_text(v) __noreturn void atomic_ist_copy_##v(struct pt_regs *regs)	\
-{										\
-	copy(regs, ATOMIC_IST_##V, ATOMIC_IST_##V##_TOP);			\
 }
 ATOMIC_IST_FOR_EACH_VECTOR(X)
 #undef X
+#endif
+
+#define X(v, V)									\
+__atomic_ist_text(v) __copies atomic_ist_copy_##v(struct pt_regs *regs);		\
+__atomic_ist_text(v) __copies atomic_ist_copy_##v(struct pt_regs *regs)		\
+{										\
+	__return copy(regs, ATOMIC_IST_##V, ATOMIC_IST_##V##_TOP);		\
+}
+ATOMIC_IST_FOR_EACH_VECTOR(X)
+#undef X
+
+#if ATOMIC_IST_KERNELIZE
+#define X(v, V)									\
+__atomic_ist_text(v) __noreturn							\
+void atomic_ist_kernelize_##v(struct atomic_ist_save3 *saved);			\
+__atomic_ist_text(v) __noreturn							\
+void atomic_ist_kernelize_##v(struct atomic_ist_save3 *saved)			\
+{										\
+	kernelize(saved, ATOMIC_IST_##V);					\
+}
+ATOMIC_IST_FOR_EACH_VECTOR(X)
+#undef X
+
+/*
+ * The handler is done: restore what kernelize has set, as absolute values again, and leave
+ * for the IRET. Reached by JMP. Once IBRS is clear there must be no RET, and once GSBASE is
+ * not the kernel's no per-CPU data.
+ */
+__atomic_ist_exit_text __noreturn void atomic_ist_restore(struct atomic_ist_save3 *saved);
+__atomic_ist_exit_text __noreturn void atomic_ist_restore(struct atomic_ist_save3 *saved)
+{
+	const unsigned long gsbase = READ_ONCE(saved->gsbase);
+
+	if (ATOMIC_IST_IBRS)
+		wrmsr(MSR_SPEC_CTRL, READ_ONCE(saved->spec_ctrl));
+#if CONFIG_PAGE_TABLE_ISOLATION
+	if (READ_ONCE(saved->cr3) & CR3_USER_PGTABLE) {
+		unsigned long cr3 = READ_ONCE(saved->cr3);
+
+		if (ATOMIC_IST_PCID && !take_user_pcid_flush(cr3 & CR3_KERNEL_PCID_MASK))
+			cr3 |= CR3_NOFLUSH;
+		write_cr3(cr3);
+	}
+#endif
+	write_gsbase(gsbase);
+	asm volatile(ATOMIC_IST_JUMP_HINT "jmp atomic_ist_restored" : : "D" (saved) : "memory");
+	__builtin_unreachable();
+}
+#endif
+
+#if ATOMIC_IST_VARIANT != ATOMIC_IST_1C && ATOMIC_IST_VARIANT != ATOMIC_IST_RFC_V1
+/*
+ * The labels that the return thunks are rewritten to, for them to be in the symbol table of
+ * this object. No instruction refers to them before.
+ */
+#define X(v, V)									\
+	asm(".globl atomic_ist_copy_" #v "_return");
+ATOMIC_IST_FOR_EACH_VECTOR(X)
+#undef X
+#endif

@@ -34,6 +34,48 @@
 #ifndef _ATOMIC_IST_H
 #define _ATOMIC_IST_H
 
+/*
+ * How an entry copies before return predictions are safe (RETBLEED). One source, five
+ * ways; the differences are this table, COMMIT() and WALK() in atomic_ist.c, and
+ * atomic_ist_stages.S:
+ *
+ *	1a	the copy is assembler (atomic_ist_copy.S)
+ *	1b	the copy is C that returns, reached by JMP; a tool rewrites its one return
+ *		thunk into a jump to its one return address
+ *	1c	the copy is C that does not return, but jumps to the commit (the default)
+ *	2	the copy is C that is called; what makes its RET safe comes before, on the
+ *		user's CR3 and GSBASE, the rest after the commit
+ *	3	as 2, but CR3, GSBASE and SPEC_CTRL are saved (save 3) and set to the kernel's
+ *		(kernelize) before
+ *	rfc-v1	the copy is C that is called, and returns, as it comes: not safe
+ */
+#define ATOMIC_IST_1A		0x1a
+#define ATOMIC_IST_1B		0x1b
+#define ATOMIC_IST_1C		0x1c
+#define ATOMIC_IST_2		0x2
+#define ATOMIC_IST_3		0x3
+#define ATOMIC_IST_RFC_V1	0xfc1
+#ifndef ATOMIC_IST_VARIANT
+#define ATOMIC_IST_VARIANT	ATOMIC_IST_1C
+#endif
+
+/* Are CR3, GSBASE and SPEC_CTRL the kernel's before the commit? */
+#define ATOMIC_IST_KERNELIZE	(ATOMIC_IST_VARIANT == ATOMIC_IST_3)
+
+/* IBRS cannot be set early without keeping what SPEC_CTRL was, in a place that can be found. */
+#define ATOMIC_IST_SAVE3	(ATOMIC_IST_KERNELIZE ||	\
+				 (ATOMIC_IST_VARIANT == ATOMIC_IST_2 && ATOMIC_IST_IBRS))
+
+/* Is the copy called, on the IST stack? */
+#define ATOMIC_IST_CALLED	(ATOMIC_IST_KERNELIZE ||			\
+				 ATOMIC_IST_VARIANT == ATOMIC_IST_2 ||	\
+				 ATOMIC_IST_VARIANT == ATOMIC_IST_RFC_V1)
+
+/* Save 3, from RSP at the commit on. */
+#define ATOMIC_IST_SAVED_SPEC_CTRL	0
+#define ATOMIC_IST_SAVED_GSBASE		8
+#define ATOMIC_IST_SAVED_CR3		16
+
 #ifdef ATOMIC_IST_BARE
 #include "bare/env.h"
 #else
@@ -45,6 +87,23 @@
 
 #define ATOMIC_IST_PTREGS_SIZE		168
 
+#if ATOMIC_IST_SAVE3
+/*
+ * Save 3: three words directly below a pt_regs, on the IST stack and on the main stack.
+ * What need not be saved is 0.
+ *
+ *	16-byte aligned	+----------------------+ stack top, or ALIGN_DOWN(RSP, 16)
+ *			| ss ... r15           | struct pt_regs: +24
+ *			+----------------------+
+ *			| cr3                  | +16
+ *			| gsbase               | +8
+ *			| spec_ctrl            | +0
+ *	RSP at commit	+----------------------+ next slot's top
+ */
+#define ATOMIC_IST_SAVE3_SIZE		24
+#define ATOMIC_IST_SLOT_SIZE		192
+#else
+#define ATOMIC_IST_SAVE3_SIZE		0
 /*
  * A pt_regs on the main stack, with the padding that ALIGN_DOWN(RSP, 16) leaves
  * between two of them:
@@ -62,6 +121,13 @@
  *	16-byte aligned	+----------------------+ next slot's top
  */
 #define ATOMIC_IST_SLOT_SIZE		176
+#endif
+
+/* What aligns RSP to 16 bytes for a call below a frame. */
+#define ATOMIC_IST_CALL_PADDING		(ATOMIC_IST_SLOT_SIZE - ATOMIC_IST_FRAME_SIZE)
+
+/* What lies from RSP at the commit to the end of the pt_regs. */
+#define ATOMIC_IST_FRAME_SIZE		(ATOMIC_IST_SAVE3_SIZE + ATOMIC_IST_PTREGS_SIZE)
 
 /* RFLAGS of an entry that has just committed: the bit that is always set. */
 #define ATOMIC_IST_COMMITTED_FLAGS	0x2

@@ -6,6 +6,7 @@
  * instruction has a source line.
  *
  *	STUB			save 1 is done; save 2
+ *	(variants 2 and 3)	in atomic_ist_stages.S: save 3, kernelize, untrain
  *	atomic_ist_copy_<v>	in C: locate, copy
  *	atomic_ist_commit_<v>	clear the registers; commit
  *	atomic_ist_committed_<v> from here on no IST stack is in use
@@ -57,8 +58,20 @@ SYM_CODE_START(STUB)
 	pushq	%r14
 	pushq	%r15
 	UNWIND_HINT_REGS
+#if ATOMIC_IST_CALLED
+#include "atomic_ist_stages.S"
+#else
 	movq	%rsp, %rdi
 	jmp	V(atomic_ist_copy)
+#endif
+#if ATOMIC_IST_VARIANT == ATOMIC_IST_1B
+/*
+ * The C function was not called, but its return thunk was rewritten to come here. It leaves
+ * RSP as it was, and the address that it returns in RAX.
+ */
+SYM_INNER_LABEL(CAT(V(atomic_ist_copy), _return), SYM_L_GLOBAL)
+	jmp	V(atomic_ist_commit)
+#endif
 
 /*
  * A deliberate double fault, with RDI as the C code has left it. PUSH with an RSP that
@@ -124,11 +137,11 @@ SYM_INNER_LABEL(V(atomic_ist_commit), SYM_L_GLOBAL)
  * lay on the IST stack.
  */
 SYM_INNER_LABEL(V(atomic_ist_committed), SYM_L_GLOBAL)
-	UNWIND_HINT_REGS
+	UNWIND_HINT_REGS offset=ATOMIC_IST_SAVE3_SIZE
 #if !HAS_ERROR_CODE
-	movq	$-1, ORIG_RAX(%rsp)
+	movq	$-1, ATOMIC_IST_SAVE3_SIZE + ORIG_RAX(%rsp)
 #endif
-	testb	$3, CS(%rsp)
+	testb	$3, ATOMIC_IST_SAVE3_SIZE + CS(%rsp)
 	jnz	V(.Lfrom_user)
 
 /*
@@ -136,26 +149,32 @@ SYM_INNER_LABEL(V(atomic_ist_committed), SYM_L_GLOBAL)
  * of CR3, GSBASE and SPEC_CTRL. They are kept in registers that the handler preserves,
  * and so does every event. CR3 comes first, for per-CPU data is in the kernel's page
  * table only. The handler runs on the main stack, below the pt_regs; 8 bytes of padding
- * align it.
+ * align it. What save 3 has kept is in memory instead, and with kernelize all of it is set.
  */
+#if !ATOMIC_IST_KERNELIZE
 	ATOMIC_IST_SAVE_AND_SWITCH_TO_KERNEL_CR3 scratch=%rax save=%r14
 	ATOMIC_IST_SAVE_AND_SET_KERNEL_GSBASE save=%rbx save32=%ebx
+#endif
 	ATOMIC_IST_SPEC_ENTER save32=%r15d
 
-	movq	%rsp, %rdi
+	leaq	ATOMIC_IST_SAVE3_SIZE(%rsp), %rdi
 #if HAS_ERROR_CODE
 	movq	ORIG_RAX(%rdi), %rsi
 	movq	$-1, ORIG_RAX(%rdi)
 #endif
-	subq	$8, %rsp
-	UNWIND_HINT_REGS offset=8
+	subq	$ATOMIC_IST_CALL_PADDING, %rsp
+	UNWIND_HINT_REGS offset=ATOMIC_IST_CALL_PADDING+ATOMIC_IST_SAVE3_SIZE
 	call	V(ATOMIC_IST_KERNEL_HANDLER)
 
+#if ATOMIC_IST_KERNELIZE
+	movq	%rsp, %rdi
+	jmp	atomic_ist_restore
+#else
 	ATOMIC_IST_SPEC_EXIT save32=%r15d
 	ATOMIC_IST_RESTORE_CR3 scratch=%rax save=%r14
 	ATOMIC_IST_RESTORE_GSBASE save=%rbx save32=%ebx
 
-	addq	$8, %rsp
+	addq	$(ATOMIC_IST_CALL_PADDING + ATOMIC_IST_SAVE3_SIZE), %rsp
 	UNWIND_HINT_REGS
 	popq	%r15
 	popq	%r14
@@ -175,6 +194,7 @@ SYM_INNER_LABEL(V(atomic_ist_committed), SYM_L_GLOBAL)
 	addq	$8, %rsp
 	UNWIND_HINT_IRET_REGS
 	iretq
+#endif
 
 /*
  * From user mode: there is a task stack, and nothing on it, so that the handler may do
@@ -183,9 +203,17 @@ SYM_INNER_LABEL(V(atomic_ist_committed), SYM_L_GLOBAL)
  * RSP. In the end the main stack is empty, and is left in one instruction.
  */
 V(.Lfrom_user):
+#if ATOMIC_IST_KERNELIZE
+	ATOMIC_IST_SET_USER_GSBASE from=ATOMIC_IST_SAVED_GSBASE(%rsp)
+	ATOMIC_IST_UNTRAIN
+#else
 	ATOMIC_IST_SWAPGS_FROM_USER
 	ATOMIC_IST_SWITCH_TO_KERNEL_CR3 scratch=%rax
 	ATOMIC_IST_SPEC_ENTER_FROM_USER
+#endif
+#if ATOMIC_IST_SAVE3
+	addq	$ATOMIC_IST_SAVE3_SIZE, %rsp
+#endif
 
 	movq	ATOMIC_IST_TOP_OF_TASK_STACK, %rdi
 	subq	$ATOMIC_IST_PTREGS_SIZE, %rdi

@@ -14,7 +14,10 @@
 
 #define MSR_SPEC_CTRL			0x48
 #define SPEC_CTRL_IBRS			1
+#define MSR_PRED_CMD			0x49
+#define PRED_CMD_IBPB			1
 #define MSR_GS_BASE			0xc0000101
+#define MSR_KERNEL_GS_BASE		0xc0000102
 
 /* The user's page table is the page after the kernel's, its PCID is 0x800 more. */
 #define CR3_USER_PGTABLE_BIT		12
@@ -23,6 +26,7 @@
 #define CR3_USER_MASK			(CR3_USER_PGTABLE | CR3_USER_PCID)
 #define CR3_KERNEL_PCID_MASK		0x7ff
 #define CR3_NOFLUSH_BIT			63
+#define CR3_NOFLUSH			0x8000000000000000
 
 #define PER_CPU_VAR(variable)		%gs:variable
 
@@ -38,6 +42,8 @@
 #define ATOMIC_IST_USER_HANDLER_db	exc_debug
 #define ATOMIC_IST_USER_HANDLER_mc	exc_machine_check
 #define ATOMIC_IST_USER_HANDLER_vc	exc_vmm_communication
+
+#ifdef __ASSEMBLY__
 
 .macro ATOMIC_IST_TO_KERNEL_CR3 cr3:req
 	andq	$~CR3_USER_MASK, \cr3
@@ -145,6 +151,51 @@
 #endif
 .endm
 
+/*
+ * Save 3: push CR3, GSBASE and SPEC_CTRL, 0 for what this entry does not change before its
+ * commit. Clobbers RAX, RCX and RDX.
+ */
+.macro ATOMIC_IST_PUSH_SAVE3
+#if ATOMIC_IST_KERNELIZE && CONFIG_PAGE_TABLE_ISOLATION
+	movq	%cr3, %rax
+	pushq	%rax
+#else
+	pushq	$0
+#endif
+#if ATOMIC_IST_KERNELIZE && ATOMIC_IST_FSGSBASE
+	rdgsbase %rax
+	pushq	%rax
+#elif ATOMIC_IST_KERNELIZE
+	movl	$MSR_GS_BASE, %ecx
+	rdmsr
+	shlq	$32, %rdx
+	orq	%rdx, %rax
+	pushq	%rax
+#else
+	pushq	$0
+#endif
+#if ATOMIC_IST_IBRS
+	movl	$MSR_SPEC_CTRL, %ecx
+	rdmsr
+	shlq	$32, %rdx
+	orq	%rdx, %rax
+	pushq	%rax
+#else
+	pushq	$0
+#endif
+.endm
+
+/*
+ * After kernelize, from user mode: what SWAPGS will make the user's GSBASE. Written, not
+ * swapped: GSBASE is the kernel's already. Clobbers RAX, RCX and RDX.
+ */
+.macro ATOMIC_IST_SET_USER_GSBASE from:req
+	movl	$MSR_KERNEL_GS_BASE, %ecx
+	movl	\from, %eax
+	movl	4+\from, %edx
+	wrmsr
+.endm
+
 .macro ATOMIC_IST_RESTORE_GSBASE save:req save32:req
 #if ATOMIC_IST_FSGSBASE
 	wrgsbase \save
@@ -157,8 +208,11 @@
 .endm
 
 /*
- * Before the first RET or indirect branch of the kernel, and after the last one: set
- * IBRS, and restore or clear it. Clobber RAX, RCX and RDX.
+ * RETBLEED: before the first RET or indirect branch of the kernel, and after the last one.
+ * Return predictions are made safe by IBRS, which is set for the kernel, and restored
+ * or cleared; by untraining the one RET of the kernel; or by an IBPB. IBRS is kept in
+ * SPEC_CTRL, of which x86_spec_ctrl_current holds the kernel's value. The user's is the same
+ * without IBRS. All need the kernel's CR3 and GSBASE. Clobber RAX, RCX and RDX.
  */
 .macro ATOMIC_IST_SPEC_WRITE value:req
 	movl	$MSR_SPEC_CTRL, %ecx
@@ -167,31 +221,73 @@
 	wrmsr
 .endm
 
+.macro ATOMIC_IST_IBPB_WRITE
+	movl	$MSR_PRED_CMD, %ecx
+	movl	$PRED_CMD_IBPB, %eax
+	xorl	%edx, %edx
+	wrmsr
+.endm
+
+.macro ATOMIC_IST_UNTRAIN
+#if ATOMIC_IST_UNRET
+	call	entry_untrain_ret
+#endif
+.endm
+
 .macro ATOMIC_IST_SPEC_ENTER_FROM_USER
+	ATOMIC_IST_UNTRAIN
 #if ATOMIC_IST_IBRS
-	ATOMIC_IST_SPEC_WRITE $SPEC_CTRL_IBRS
+	ATOMIC_IST_SPEC_WRITE PER_CPU_VAR(x86_spec_ctrl_current)
+#elif ATOMIC_IST_IBPB
+	ATOMIC_IST_IBPB_WRITE
+#endif
+.endm
+
+/*
+ * Early: what is possible with the user's CR3 and GSBASE. IBRS is added to what SPEC_CTRL is,
+ * which save 3 has just left in RAX: to do it again changes nothing. Clobber RAX, RCX and RDX.
+ */
+.macro ATOMIC_IST_SPEC_ENTER_EARLY
+#if ATOMIC_IST_IBRS
+	movq	%rax, %rdx
+	orl	$SPEC_CTRL_IBRS, %eax
+	shrq	$32, %rdx
+	wrmsr
+#elif ATOMIC_IST_IBPB
+	ATOMIC_IST_IBPB_WRITE
 #endif
 .endm
 
 .macro ATOMIC_IST_SPEC_EXIT_TO_USER
 #if ATOMIC_IST_IBRS
-	ATOMIC_IST_SPEC_WRITE $0
+	movl	$MSR_SPEC_CTRL, %ecx
+	movl	PER_CPU_VAR(x86_spec_ctrl_current), %eax
+	andl	$~SPEC_CTRL_IBRS, %eax
+	xorl	%edx, %edx
+	wrmsr
 #endif
 .endm
 
 .macro ATOMIC_IST_SPEC_ENTER save32:req
-#if ATOMIC_IST_IBRS
+#if ATOMIC_IST_KERNELIZE
+	ATOMIC_IST_UNTRAIN
+#else
+#if ATOMIC_IST_IBRS && !ATOMIC_IST_SAVE3
 	movl	$MSR_SPEC_CTRL, %ecx
 	rdmsr
 	movl	%eax, \save32
-	ATOMIC_IST_SPEC_WRITE $SPEC_CTRL_IBRS
+#endif
+	ATOMIC_IST_SPEC_ENTER_FROM_USER
 #endif
 .endm
 
 .macro ATOMIC_IST_SPEC_EXIT save32:req
-#if ATOMIC_IST_IBRS
+#if ATOMIC_IST_IBRS && ATOMIC_IST_SAVE3
+	ATOMIC_IST_SPEC_WRITE ATOMIC_IST_SAVED_SPEC_CTRL(%rsp)
+#elif ATOMIC_IST_IBRS
 	ATOMIC_IST_SPEC_WRITE \save32
 #endif
 .endm
 
+#endif /* __ASSEMBLY__ */
 #endif /* _ATOMIC_IST_BARE_CALLING_H */

@@ -5,13 +5,14 @@
  * The names are those of Linux, the values and the code are our own.
  *
  * Configuration, 0 or 1 each: CONFIG_PAGE_TABLE_ISOLATION, ATOMIC_IST_PCID,
- * ATOMIC_IST_FSGSBASE, ATOMIC_IST_IBRS.
+ * ATOMIC_IST_FSGSBASE, ATOMIC_IST_IBRS, ATOMIC_IST_UNRET, ATOMIC_IST_IBPB.
  */
 #ifndef _ATOMIC_IST_BARE_ENV_H
 #define _ATOMIC_IST_BARE_ENV_H
 
 #if !defined(CONFIG_PAGE_TABLE_ISOLATION) || !defined(ATOMIC_IST_PCID) || \
-	!defined(ATOMIC_IST_FSGSBASE) || !defined(ATOMIC_IST_IBRS)
+	!defined(ATOMIC_IST_FSGSBASE) || !defined(ATOMIC_IST_IBRS) || \
+	!defined(ATOMIC_IST_UNRET) || !defined(ATOMIC_IST_IBPB)
 #error "the configuration is incomplete"
 #endif
 
@@ -66,7 +67,25 @@
 #define RSP				152
 #define SS				160
 
+#ifndef LINKER_SCRIPT
+#include "calling.h"
+#endif
+
 #if defined(__ASSEMBLY__) && !defined(LINKER_SCRIPT)
+
+/* To @gap, if @ip lies where the kernel runs on the user's RSP. */
+.macro ATOMIC_IST_JUMP_IN_SYSCALL_GAP ip:req gap:req
+	cmpq	$entry_SYSCALL_64, \ip
+	jb	.Lnot_syscall_\@
+	cmpq	$entry_SYSCALL_64_safe_stack, \ip
+	jb	\gap
+.Lnot_syscall_\@:
+	cmpq	$entry_SYSRETQ_unsafe_stack, \ip
+	jb	.Lnot_sysret_\@
+	cmpq	$entry_SYSRETQ_end, \ip
+	jb	\gap
+.Lnot_sysret_\@:
+.endm
 
 #define SYM_INNER_LABEL(name, linkage)	\
 	linkage(name);			\
@@ -88,8 +107,6 @@
 
 #define ASM_CLAC			clac
 
-#include "calling.h"
-
 #elif !defined(__ASSEMBLY__)
 
 #include <stdbool.h>
@@ -104,6 +121,8 @@
 
 #define __atomic_ist_text(v)		\
 	__attribute__((__noinline__, __section__(".entry.text.atomic_ist." #v ".c")))
+#define __atomic_ist_exit_text		\
+	__attribute__((__noinline__, __section__(".entry.text.atomic_ist.exit")))
 #define ATOMIC_IST_JUMP_HINT		""
 
 struct pt_regs {
@@ -183,6 +202,77 @@ static __always_inline bool ip_within_syscall_gap(struct pt_regs *regs)
 		ip < (unsigned long)entry_SYSCALL_64_safe_stack) ||
 	       (ip >= (unsigned long)entry_SYSRETQ_unsafe_stack &&
 		ip < (unsigned long)entry_SYSRETQ_end);
+}
+
+/*
+ * What kernelize and restore need: CR3, GSBASE and MSRs. Each access is one instruction
+ * that stays where it is, for from one to the next the memory that is mapped changes.
+ */
+static __always_inline unsigned long read_cr3(void)
+{
+	unsigned long value;
+
+	asm volatile("movq %%cr3, %0" : "=r" (value) : : "memory");
+	return value;
+}
+
+static __always_inline void write_cr3(unsigned long value)
+{
+	asm volatile("movq %0, %%cr3" : : "r" (value) : "memory");
+}
+
+static __always_inline void wrmsr(unsigned int msr, unsigned long value)
+{
+	asm volatile("wrmsr" : : "c" (msr), "a" ((unsigned int)value),
+		     "d" ((unsigned int)(value >> 32)) : "memory");
+}
+
+/* Without FSGSBASE this is the MSR: slower, but absolute as well. */
+static __always_inline void write_gsbase(unsigned long value)
+{
+#if ATOMIC_IST_FSGSBASE
+	asm volatile("wrgsbase %0" : : "r" (value) : "memory");
+#else
+	wrmsr(MSR_GS_BASE, value);
+#endif
+}
+
+/* The kernel's GSBASE of this CPU, from no register that a user controls. */
+static __always_inline unsigned long kernel_gsbase(void)
+{
+	unsigned int cpu = __CPUNODE_SEG;
+	unsigned long base;
+
+	asm volatile("lsl %0, %0" : "+r" (cpu));
+	asm volatile("movq __per_cpu_offset(, %1, 8), %0"
+		     : "=r" (base) : "r" ((unsigned long)(cpu & 0xfff)) : "memory");
+	return base;
+}
+
+/* Needs the kernel's GSBASE. */
+static __always_inline unsigned int kernel_spec_ctrl(void)
+{
+	unsigned int value;
+
+	asm volatile("movl %%gs:x86_spec_ctrl_current, %0" : "=r" (value) : : "memory");
+	return value;
+}
+
+static __always_inline unsigned long read_spec_ctrl(void)
+{
+	unsigned int low, high;
+
+	asm volatile("rdmsr" : "=a" (low), "=d" (high) : "c" (MSR_SPEC_CTRL) : "memory");
+	return low | (unsigned long)high << 32;
+}
+
+/* Whether the translations of @pcid have to be flushed; once. Needs the kernel's GSBASE. */
+static __always_inline bool take_user_pcid_flush(unsigned long pcid)
+{
+	bool flush;
+
+	asm volatile("btrq %1, %%gs:user_pcid_flush_mask" : "=@ccc" (flush) : "r" (pcid) : "memory");
+	return flush;
 }
 
 #endif

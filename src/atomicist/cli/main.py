@@ -20,10 +20,12 @@ from atomicist.cli.errors import BAD_INPUT, INTERRUPTED, UsageError
 
 VERBS: Final = {
     "verify": "check an image at every instruction boundary",
+    "matrix": "verify every variant of the entry in every configuration",
     "replay": "run one schedule and explain what happens",
     "view": "make a page of one run: procedure, stacks, code",
     "specimens": "list the known-bad variants, to see the checker find them",
     "compare": "the variants of the entry, and a kernel's, in one table",
+    "paths": "what the built code shows without running: early returns, missing fences",
     "thunks": "turn the return thunks of an object file into jumps to where they return",
     "linux": "put the entry into Linux: prepare, apply, series, build",
     "explain": "say what a property means and what to do about it",

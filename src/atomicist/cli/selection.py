@@ -11,15 +11,18 @@ from pathlib import Path
 
 from atomicist.cli.errors import UsageError
 from atomicist.image import bare, specimens, vmlinux
-from atomicist.image.bare import BareConfig
+from atomicist.image.bare import VARIANTS, BareConfig
 from atomicist.image.source_lines import SourceLines
 from atomicist.image.source_text import SourceText
+from atomicist.isa.predictions import MITIGATIONS
 from atomicist.machine.target import Target
 from atomicist.native.build import cache_dir
 from atomicist.report.places import Source, no_lines
 from atomicist.report.text import clean, shell
 
-_BARE = ("cc", "no_pti", "no_pcid", "no_fsgsbase")
+_BARE = ("cc", "variant", "mitigation", "no_pti", "no_pcid", "no_fsgsbase")
+
+_VALUED = ("cc", "variant", "mitigation")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--kernel", metavar="FILE", help="a vmlinuz or vmlinux")
     group.add_argument("--features", metavar="A,B", help="with --kernel: CPU features, as in cpufeatures.h")
     group.add_argument("--cc", choices=("gcc", "clang"), help="compiler of the entry (gcc)")
+    group.add_argument(
+        "--variant",
+        choices=VARIANTS,
+        help="how the entry copies before its commit (1c)",
+    )
+    group.add_argument("--mitigation", choices=MITIGATIONS, help="what makes return predictions safe (none)")
     for name, about in (("pti", "page-table isolation"), ("pcid", "PCIDs"), ("fsgsbase", "FSGSBASE")):
         group.add_argument(f"--no-{name}", action="store_true", help=f"the entry without {about}")
 
@@ -56,11 +65,16 @@ def select(args: argparse.Namespace) -> Image:
         return _kernel(args.kernel, args.features)
     if args.features is not None:
         raise UsageError("--features is for --kernel; without it, use --no-pti, --no-pcid and --no-fsgsbase")
-    config = BareConfig(args.cc or "gcc", not args.no_pti, not args.no_pcid, not args.no_fsgsbase)
+    config = BareConfig(
+        args.cc or "gcc", not args.no_pti, not args.no_pcid, not args.no_fsgsbase, args.mitigation or "none",
+        args.variant or "1c",
+    )  # fmt: skip
     options = tuple(
         word
         for name in chosen
-        for word in ((f"--{name}", getattr(args, name)) if name == "cc" else (f"--{name.replace('_', '-')}",))
+        for word in (
+            (f"--{name}", getattr(args, name)) if name in _VALUED else (f"--{name.replace('_', '-')}",)
+        )
     )
     if args.specimen is None:
         path = bare.build(bare.kernel_source(), config, cache_dir())

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+from atomicist.image import thunks
 from atomicist.image.addresses import KERNEL_PGD, USER_PAGE, USER_ROOT_BIT
 from atomicist.image.cache import cached
 from atomicist.image.code import reachable
@@ -30,7 +32,6 @@ from atomicist.image.thunks import boot_patched
 from atomicist.isa.delivery import DB, DF, GP, MC, NMI, NP, PF, SS, TSS_IST1, TSS_RSP0, UD, VC, Gate
 from atomicist.isa.ir import Code, Flow, Insn
 from atomicist.isa.lift import Lifter
-from atomicist.isa.predictions import IBRS
 from atomicist.machine.memory import PAGE, Page, PageFlag, Region, RegionKind
 from atomicist.machine.stages import COMMITTED, DOUBLE_FAULT
 from atomicist.machine.target import Place, Target
@@ -70,13 +71,19 @@ _REGIONS: Final = {
 _VARIANT_FILES: Final = (".c", ".h", ".S", ".lds", ".sh")
 
 
-VARIANTS: Final = ("1c",)
+VARIANTS: Final = ("1a", "1b", "1c", "2", "3")
+"""The ways to copy before return predictions are safe; see kernel/atomic_ist.h."""
 RFC_V1: Final = "rfc-v1"
+"""One more way, which is not safe: a specimen."""
+
+SPEC_CTRL_KERNEL: Final = 3
+"""With IBRS, SPEC_CTRL of the kernel: IBRS and STIBP. The user's is the same without IBRS."""
 
 
 @dataclass(frozen=True, slots=True)
 class BareConfig:
-    """How the bare image is built: compiler and configuration switches."""
+    """How the bare image is built: compiler, configuration switches, the processor's
+    mitigation of RETBLEED and the variant of the entry."""
 
     cc: str = "gcc"
     pti: bool = True
@@ -88,8 +95,12 @@ class BareConfig:
     def names(self) -> tuple[str, ...]:
         """The configuration as words, as results carry it."""
         switches = {"pti": self.pti, "pcid": self.pcid, "fsgsbase": self.fsgsbase}
-        words = (f"cc={self.cc}", *(name if on else f"no{name}" for name, on in switches.items()))
-        return (*words, f"mitigation={self.mitigation}") if self.mitigation != "none" else words
+        chosen = (("mitigation", self.mitigation, "none"), ("variant", self.variant, "1c"))
+        return (
+            f"cc={self.cc}",
+            *(name if on else f"no{name}" for name, on in switches.items()),
+            *(f"{name}={value}" for name, value, usual in chosen if value != usual),
+        )
 
 
 def kernel_source() -> Path:
@@ -108,7 +119,7 @@ def build(source: Path, config: BareConfig, cache: Path) -> Path:
         if shutil.which(tool) is None:
             raise ImageError(f"{tool} is not installed: apt-get install make gcc clang binutils libc6-dev")
     files = sorted(p for p in source.rglob("*") if p.suffix in _VARIANT_FILES or p.name == "Makefile")
-    key = hashlib.sha256(repr(config).encode())
+    key = hashlib.sha256(repr(config).encode() + Path(thunks.__file__).read_bytes())
     for file in files:
         key.update(str(file.relative_to(source)).encode() + b"\0" + file.read_bytes() + b"\0")
     place = cache / f"bare-{key.hexdigest()[:32]}.elf"
@@ -130,7 +141,8 @@ def _make(tree: Path, out: Path, config: BareConfig) -> None:
     command = [
         "make", "--no-print-directory", "-C", str(tree / "bare"), f"O={out}", f"CC={config.cc}",
         f"PTI={int(config.pti)}", f"PCID={int(config.pcid)}", f"FSGSBASE={int(config.fsgsbase)}",
-        f"MITIGATION={config.mitigation}", f"IBRS={int(config.mitigation == 'ibrs')}",
+        f"MITIGATION={config.mitigation}", f"VARIANT={config.variant}",
+        f"THUNKS={sys.executable} -m atomicist thunks",
     ]  # fmt: skip
     environment = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "CC")}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
@@ -213,9 +225,9 @@ class _Loader:
             tr_base=self._symbol("cpu_tss"),
             fsgsbase=config.fsgsbase,
             reserve=symbols.get("atomic_ist_reserve", 512),
-            slot_bytes=176,
+            slot_bytes=symbols.get("atomic_ist_slot_size", 176),
             mitigation=config.mitigation,
-            kernel_spec_ctrl=IBRS if config.mitigation == "ibrs" else 0,
+            kernel_spec_ctrl=SPEC_CTRL_KERNEL if config.mitigation == "ibrs" else 0,
         )
 
     def _has_code(self, address: int) -> bool:
@@ -283,6 +295,7 @@ class _Loader:
         memory.words[percpu + self._symbol("cpu_tss_sp0")] = entry_top
         memory.words[percpu + self._symbol("cpu_current_top_of_stack")] = self._symbol("task_stack_top")
         memory.words[self._symbol("__per_cpu_offset")] = percpu
+        memory.words[percpu + self._symbol("x86_spec_ctrl_current")] = SPEC_CTRL_KERNEL
         return memory
 
 

@@ -22,11 +22,13 @@ from typing import Final
 from atomicist.image import bare
 from atomicist.image.bare import BareConfig
 from atomicist.image.errors import ImageError
+from atomicist.isa.predictions import MITIGATIONS
 from atomicist.machine.target import Target
 
 _TEXTS: Final = ("name", "origin", "property", "about")
 _LISTS: Final = ("vectors", "contexts")
 _SWITCHES: Final = ("pti", "pcid", "fsgsbase")
+_CHOICES: Final = {"mitigation": MITIGATIONS, "variant": (*bare.VARIANTS, bare.RFC_V1)}
 _UNCHECKED: Final = """\
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-only
@@ -50,7 +52,7 @@ class Specimen:
     place: Path
     vectors: tuple[str, ...] = ()
     contexts: tuple[str, ...] = ()
-    switches: tuple[tuple[str, bool], ...] = ()
+    switches: tuple[tuple[str, bool | str], ...] = ()
 
     def configured(self, config: BareConfig) -> BareConfig:
         """``config`` with the switches that the specimen needs."""
@@ -101,19 +103,24 @@ def read(place: Path) -> Specimen:
         if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
             raise wrong(f"'{key}' must be a list of names")
     switches = table.get("config", {})
-    known = isinstance(switches, dict) and set(switches) <= set(_SWITCHES)
-    if not known or not all(isinstance(on, bool) for on in switches.values()):
-        raise wrong(f"'config' must be a table of {', '.join(_SWITCHES)}, true or false")
+    if not isinstance(switches, dict) or not all(_setting(name, value) for name, value in switches.items()):
+        words = ", ".join(f"{name} ({', '.join(values)})" for name, values in _CHOICES.items())
+        raise wrong(f"'config' must be a table of {', '.join(_SWITCHES)}, true or false, and {words}")
     if table["name"] != place.name:
         raise wrong(f"its name in specimen.toml is '{table['name']}'")
     if not re.fullmatch(r"IST\d{3}", table["property"]):
         raise wrong(f"'{table['property']}' is no property: IST001 for example")
-    if not (place / "change.patch").is_file() and not (place / "files").is_dir():
+    changed = (place / "change.patch").is_file() or (place / "files").is_dir()
+    if not changed and switches.get("variant") != bare.RFC_V1:
         raise wrong("there is neither change.patch nor files/")
     return Specimen(
         table["name"], table["origin"], table["property"], table["about"].strip(), place,
         tuple(table.get("vectors", [])), tuple(table.get("contexts", [])), tuple(sorted(switches.items())),
     )  # fmt: skip
+
+
+def _setting(name: str, value: object) -> bool:
+    return value in _CHOICES[name] if name in _CHOICES else name in _SWITCHES and isinstance(value, bool)
 
 
 def materialise(specimen: Specimen, into: Path) -> Path:

@@ -40,8 +40,9 @@ class Target:
     marks.  ``user_root_bit`` is the CR3 bit that selects the user page tables
     (0: no isolation).  ``reserve`` is the stack, in bytes, that a handler on
     the main stack may count on; ``slot_bytes`` the main-stack use of a level.
-    ``mitigation`` is what its CPU needs before the first RET (`isa.predictions`), and
-    ``kernel_spec_ctrl`` the value of SPEC_CTRL that handlers run with under IBRS.
+    ``mitigation`` is what makes return predictions safe on the processor: "none" (needed),
+    "ibrs", "unret" or "ibpb"; ``kernel_spec_ctrl`` is the kernel's SPEC_CTRL with "ibrs",
+    and the user's is the same without bit 0.
     """
 
     name: str

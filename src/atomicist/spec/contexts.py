@@ -23,6 +23,7 @@ from atomicist.spec.events import EVENTS
 
 USER_GSBASE: Final = 0x0000_7F00_BA5E_0000
 USER_PCID_BIT: Final = 0x800
+SPEC_CTRL_IBRS: Final = 1
 USER_TEXT: Final = 0x0000_5555_5555_4321
 KERNEL_TEXT_OFFSET: Final = 0x40_0000
 """Where, above the entry text, the interrupted kernel code is taken to be."""
@@ -72,6 +73,7 @@ def _user(target: Target) -> dict[str, int]:
     return _base(target) | {
         "RIP": USER_TEXT, "RSP": USER_PAGE + 0x800, "CS": USER_CS, "SS": USER_DS, "GSBASE": USER_GSBASE,
         "KERNEL_GSBASE": target.kernel_gsbase, "CR3": target.kernel_cr3 | (user_bits if target.user_root_bit else 0),
+        "SPEC_CTRL": target.kernel_spec_ctrl & ~SPEC_CTRL_IBRS,
         "EXPOSED": _exposed(target),
     }  # fmt: skip
 
@@ -129,8 +131,19 @@ def _user_rows(target: Target) -> Iterator[tuple[str, str, dict[str, int]]]:
             hostile = {"RSP": region.top - 0x100}
             yield f"user-rsp-{region.name}", f"user mode, RSP pointing into {region.name}", user | hostile
 
-    stibp = {"SPEC_CTRL": 2}
-    yield "user-spec-ctrl", "user mode with STIBP set in SPEC_CTRL", user | stibp
+    for bits, names in ((2, "STIBP"), (4, "SSBD"), (6, "STIBP and SSBD")):
+        # with IBRS the kernel says what the user's is, and restores that
+        if target.mitigation != "ibrs":
+            yield (
+                f"user-spec-ctrl-{bits}",
+                f"user mode with {names} set in SPEC_CTRL",
+                user | {"SPEC_CTRL": bits},
+            )
+    pcid = target.kernel_cr3 & 0xFFF
+    if pcid:
+        for other in (0, 6, 0x7FF):
+            cr3 = {"CR3": user["CR3"] ^ pcid | other}
+            yield f"user-pcid-{other}", f"user mode with the kernel's PCID being {other:#x}", user | cr3
     main = target.main_stack()
     if main is not None:
         low = {"RSP": main.bottom + 0x40}
@@ -154,6 +167,7 @@ def _kernel_rows(target: Target) -> Iterator[tuple[str, str, dict[str, int]]]:
                 f"kernel mode on the {name} stack, {below:#x} bytes in use",
                 _kernel(target, region.top - below) | exposed,
             )
+    yield from _half_kernel_rows(target)
     main = target.main_stack()
     if main is None:
         return
@@ -175,6 +189,30 @@ def _kernel_rows(target: Target) -> Iterator[tuple[str, str, dict[str, int]]]:
             f"kernel mode on the main stack with {size - below:#x} bytes left: some nestings have no room",
             _kernel(target, main.top - below),
         )
+
+
+def _half_kernel_rows(target: Target) -> Iterator[tuple[str, str, dict[str, int]]]:
+    """On the entry stack, with CR3, GSBASE and SPEC_CTRL each the kernel's or the user's: on
+    the way from user mode, by an exception, and back."""
+    entry = next((r for r in target.regions if r.kind is RegionKind.ENTRY_STACK), None)
+    if entry is None:
+        return
+    user, kernel = _user(target), _kernel(target, entry.top - 0x40)
+    sides = ({"CR3": user["CR3"]}, {"GSBASE": user["GSBASE"], "KERNEL_GSBASE": target.kernel_gsbase})
+    specs = {user["SPEC_CTRL"], kernel["SPEC_CTRL"]}
+    for cr3 in range(2):
+        for gs in range(2):
+            for spec in sorted(specs):
+                values = kernel | (sides[0] if cr3 else {}) | (sides[1] if gs else {}) | {"SPEC_CTRL": spec}
+                values["EXPOSED"] = user["EXPOSED"]
+                names = [n for n, on in (("cr3", cr3), ("gs", gs), (f"spec{spec}", len(specs) > 1)) if on]
+                if cr3 or gs or spec != kernel["SPEC_CTRL"]:
+                    where = "-".join(names)
+                    yield (
+                        f"entry-user-{where}",
+                        f"on the entry stack with the user's {' '.join(names)}",
+                        values,
+                    )
 
 
 GAPS: Final = (
