@@ -7,7 +7,7 @@ BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup verify test test-all lint format kernel-image bench lock clean distclean
+.PHONY: help setup verify test test-all lint format kernel-image bench fuzz lock clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,10 @@ kernel-image: setup ## fetch Debian's kernel image to build/kernel-image/vmlinuz
 
 bench: setup ## measure
 	@$(BIN)/python bench/run.py $(ARGS)
+
+fuzz: setup ## damaged files for every reader, a million; ARGS="--cases N --minutes M"; goes on where it stopped
+	@tools/kernel-image
+	@$(BIN)/python tools/fuzz.py $(ARGS)
 
 lock: setup ## write requirements.lock anew; ARGS=--upgrade for newer versions
 	@$(BIN)/python tools/lock.py $(ARGS)
