@@ -26,6 +26,10 @@ def test_an_offset_alone_counts_from_the_event_before(entry: Target) -> None:
     assert schedule.injections[1].rip == entry.gates["NMI"].offset + 4
 
 
+def test_a_decimal_offset_may_begin_with_zero(entry: Target) -> None:
+    assert parse("user:NMI,MC@+010", entry) == parse("user:NMI,MC@+10", entry)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -40,6 +44,9 @@ def test_an_offset_alone_counts_from_the_event_before(entry: Target) -> None:
         ("user:NMI@+4", "there is none"),
         ("user:NMI,MC@nowhere", "no symbol 'nowhere'"),
         ("user:NMI,MC@asm_exc_nmi#0", "counted from #1"),
+        ("user:NMI,MC@asm_exc_nmi+\u0661", "is no event"),
+        ("user:NMI,MC@asm_exc_nmi#\u0663", "is no event"),
+        ("user:NMI,MC@asm_exc_nmi+" + "1" * 5000, "is no event"),
         ("user:" + ",".join(["NMI"] * 65), "at most 64 events"),
         ("user:" + "N" * 9000, "at most 8192 characters"),
     ],

@@ -2,21 +2,24 @@
 """Keeps finished targets, so that a second look at an image need not read it again.
 
 An entry's name is a hash of the image's bytes, of how it is to be read, and of every
-source file that has a say in it; it appears by rename.  Entries are pickles: they are
-read only from the directory that compiled code is loaded from as well, so whoever can
-write there can run code as the user anyway.
+source file that has a say in it; it appears by rename.  An entry is a hash of the rest,
+and a pickle: one that was damaged is never unpickled, and a whole one can name only the
+parts of a target.  (Compiled code is loaded from the same directory, so whoever can write
+there can run code as the user anyway.)
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import io
 import os
 import pickle
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
+from enum import Enum
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -25,6 +28,13 @@ from atomicist.machine.target import Target
 
 _ROOMS: Final = ("isa", "machine", "image")
 """The rooms whose code makes a target."""
+
+_PARTS: Final = tuple(
+    f"atomicist.{m}" for m in ("machine.target", "machine.memory", "isa.ir", "isa.delivery")
+)
+"""The modules that a target's parts are from."""
+
+_DIGEST: Final = hashlib.sha256().digest_size
 
 _MAPPINGS: Final = tuple(f.name for f in fields(Target) if "Mapping" in str(f.type))
 
@@ -57,10 +67,24 @@ def cached(cache: Path, image: bytes, how: str, make: Callable[[], Target]) -> T
     return target
 
 
+class _Unpickler(pickle.Unpickler):
+    """Makes nothing but parts of a target."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if "." not in name and module in _PARTS:
+            found = super().find_class(module, name)
+            if isinstance(found, type) and (is_dataclass(found) or issubclass(found, Enum)):
+                return found
+        raise pickle.UnpicklingError(f"{module}.{name} is no part of a target")
+
+
 def _read(place: Path) -> Target | None:
     try:
-        found = pickle.loads(place.read_bytes())  # noqa: S301 - as trusted as the compiled code beside it
-    except Exception:  # noqa: BLE001 - a damaged entry can raise anything; it is made anew
+        data = place.read_bytes()
+        if hashlib.sha256(data[_DIGEST:]).digest() != data[:_DIGEST]:
+            return None
+        found = _Unpickler(io.BytesIO(data[_DIGEST:])).load()
+    except Exception:  # noqa: BLE001 - an entry that is no pickle of ours can raise anything; it is made anew
         return None
     if not isinstance(found, Target):
         return None
@@ -74,8 +98,9 @@ def _write(place: Path, target: Target) -> None:
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=place.parent)
+        data = pickle.dumps(plain)
         with os.fdopen(handle, "wb") as file:
-            pickle.dump(plain, file)
+            file.write(hashlib.sha256(data).digest() + data)
         Path(name).rename(place)
     except OSError:
         return

@@ -23,8 +23,8 @@ MAX_EVENTS: Final = 64
 MAX_LENGTH: Final = 8192
 
 _EVENT: Final = re.compile(
-    r"(?P<vector>[A-Z]+)(?:@(?P<symbol>[A-Za-z_.$][\w.$]*)?(?P<offset>\+(?:0x[0-9a-f]+|\d+))?"
-    r"(?:#(?P<nth>\d{1,6}))?(?:~(?P<depth>\d{1,5}))?)?"
+    r"(?P<vector>[A-Z]+)(?:@(?P<symbol>[A-Za-z_.$][\w.$]*)?(?:\+(?:0x(?P<hex>[0-9a-f]{1,16})|(?P<offset>[0-9]{1,20})))?"
+    r"(?:#(?P<nth>[0-9]{1,6}))?(?:~(?P<depth>[0-9]{1,5}))?)?"
 )
 _CONTEXT: Final = re.compile(r"[a-z][\w+.-]*")
 
@@ -88,7 +88,8 @@ def _injection(part: str, target: Target, before: Injection | None) -> Injection
         raise ScheduleError(
             f"'{part[:60]}' is no event: write VECTOR@symbol+0xoffset, for example MC@asm_exc_nmi+0x4"
         )
-    vector, symbol, offset = match["vector"], match["symbol"], int((match["offset"] or "+0")[1:], 0)
+    vector, symbol = match["vector"], match["symbol"]
+    offset = int(match["hex"], 16) if match["hex"] else int(match["offset"] or 0)
     if vector not in EVENTS:
         raise ScheduleError(f"'{vector}' is no event: they are {', '.join(EVENTS)}")
     if vector not in target.gates:
@@ -96,7 +97,7 @@ def _injection(part: str, target: Target, before: Injection | None) -> Injection
     nth = int(match["nth"] or 1)
     if nth < 1:
         raise ScheduleError(f"'{part[:60]}': places are counted from #1")
-    if symbol is None and match["offset"] is None:
+    if symbol is None and match["hex"] is None and match["offset"] is None:
         if "@" in part or before is not None:
             raise ScheduleError(f"'{part[:60]}' names no place: only the first event needs none")
         return Injection(vector, None)
