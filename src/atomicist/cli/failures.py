@@ -5,13 +5,23 @@ from __future__ import annotations
 
 from typing import Final
 
+from atomicist.crosscheck.engines import MissingError
 from atomicist.image.errors import ImageError
 from atomicist.native.build import BuildError
 from atomicist.report.files import OutputError
 from atomicist.search.schedule import ScheduleError
 from atomicist.search.verify import Disagreement
 
-KNOWN: Final = (ImageError, ScheduleError, BuildError, OutputError, Disagreement, OSError, MemoryError)
+KNOWN: Final = (
+    ImageError,
+    ScheduleError,
+    BuildError,
+    OutputError,
+    Disagreement,
+    MissingError,
+    OSError,
+    MemoryError,
+)
 
 
 def words(error: BaseException) -> str:

@@ -21,6 +21,7 @@ from atomicist.cli.errors import BAD_INPUT, INTERRUPTED, UsageError
 VERBS: Final = {
     "verify": "check an image at every instruction boundary",
     "replay": "run one schedule and explain what happens",
+    "crosscheck": "compare what instructions mean with independent engines",
     "specimens": "list the known-bad variants, to see the checker find them",
     "explain": "say what a property means and what to do about it",
 }
