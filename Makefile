@@ -7,7 +7,7 @@ BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tests verify matrix test test-all lint format kernel-image bench fuzz lock clean distclean
+.PHONY: help setup setup-tests verify matrix test test-all lint format kernel-image bench fuzz crosscheck walks lock clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,15 @@ bench: setup ## measure
 fuzz: setup ## damaged files for every reader, a million; ARGS="--cases N --minutes M"; goes on where it stopped
 	@tools/kernel-image
 	@$(BIN)/python tools/fuzz.py $(ARGS)
+
+crosscheck: setup ## 100,000 states of each instruction form of every image, in every engine; goes on where it stopped
+	@tools/kernel-image
+	@$(BIN)/atomicist crosscheck --everything --kernel build/kernel-image/vmlinuz --host --states 100000 \
+		--reference 1000 $(ARGS)
+
+walks: setup ## all schedules of two events and 10,000 deeper, in Unicorn too; hours
+	@tools/kernel-image
+	@$(BIN)/python -m pytest -s -m slow tests/crosscheck/test_walks.py $(ARGS)
 
 lock: setup ## write requirements.lock anew; ARGS=--upgrade for newer versions
 	@$(BIN)/python tools/lock.py $(ARGS)

@@ -285,16 +285,16 @@ def _run_schedule(data: bytes) -> object:
 
 
 READERS: Final[dict[str, Reader]] = {
-    "elf": Reader(_elf, read_elf, ImageError, 240),
-    "bzimage": Reader(_bzimage, extract_vmlinux, ImageError, 250),
-    "kallsyms": Reader(_kallsyms, _run_kallsyms, ImageError, 100),
-    "btf": Reader(_btf, _run_btf, ImageError, 50),
-    "alternatives": Reader(_carved, _run_alternatives, ImageError, 38),
-    "describe": Reader(_carved, _run_describe, ImageError, 6),
+    "elf": Reader(_elf, read_elf, ImageError, 200),
+    "bzimage": Reader(_bzimage, extract_vmlinux, ImageError, 322),
+    "kallsyms": Reader(_kallsyms, _run_kallsyms, ImageError, 60),
+    "btf": Reader(_btf, _run_btf, ImageError, 20),
+    "alternatives": Reader(_carved, _run_alternatives, ImageError, 10),
+    "describe": Reader(_carved, _run_describe, ImageError, 2),
     "target": Reader(_carved, _run_target, ImageError, 1),
-    "dwarf": Reader(_dwarf, _run_dwarf, None, 15),
-    "cache": Reader(_cache, _run_cache, None, 50),
-    "schedule": Reader(_schedule, _run_schedule, ScheduleError, 250),
+    "dwarf": Reader(_dwarf, _run_dwarf, None, 5),
+    "cache": Reader(_cache, _run_cache, None, 30),
+    "schedule": Reader(_schedule, _run_schedule, ScheduleError, 350),
 }
 """Name -> reader; DWARF and the cache answer damage with nothing at all, so they raise nothing."""
 

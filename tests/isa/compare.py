@@ -13,6 +13,10 @@ import unicorn
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
+from atomicist.crosscheck.engines import UNICORN_IS_WRONG, may_run_on_host
+from atomicist.crosscheck.generate import EDGES
+from atomicist.crosscheck.states import FLAGS, Prepared, Result, State, make_state
+from atomicist.crosscheck.undefined import undefined
 from atomicist.isa.delivery import GP
 from atomicist.isa.ir import Code, Insn
 from atomicist.machine.memory import canonical
@@ -21,24 +25,8 @@ from tests.isa.engines import (
     Host,
     emulator,
     host_or_reason,
-    may_run_on_host,
     reference,
 )
-from tests.isa.states import FLAGS, Prepared, Result, State, make_state
-from tests.isa.undefined import undefined
-
-_ALL = (1 << 64) - 1
-_WIDTHS = (7, 8, 15, 16, 31, 32, 47, 63, 64)
-
-EDGES: Final = tuple(
-    dict.fromkeys(
-        [0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 0x18, 0x33]
-        + [v & _ALL for n in _WIDTHS for v in ((1 << n) - 1, 1 << n, -1 << n)]
-        + [0x5555_5555_5555_5555, 0xAAAA_AAAA_AAAA_AAAA, 0x8080_8080_8080_8080, 0x0F0F_0F0F_0F0F_0F0F]
-        + [0x7F7F_7F7F_7F7F_7F7F, 0x8000_8000_8000_8000, 0x7FFF_FFFF_7FFF_7F7F, 0x0123_4567_89AB_CDEF]
-    )
-)
-"""Values at which carries, signs, widths and counts change."""
 
 MANY: Final = int(os.environ.get("ATOMICIST_EXAMPLES", "0"))
 """How many times as many examples, drawn anew in each run; 0: the few that are always the same."""
@@ -63,19 +51,6 @@ def examples(few: int) -> settings:
 def generator(seed: int) -> Random:
     """Numbers that are the same in each run, unless many more are asked for."""
     return Random() if MANY else Random(seed)  # noqa: S311 - states to try, not secrets
-
-
-def random_choice(random: Random) -> tuple[tuple[int, ...], int, int]:
-    """Arguments for `make_state`, half of the values from `EDGES`."""
-    values = [random.choice(EDGES) if random.random() < 0.5 else random.getrandbits(64) for _ in range(6)]
-    return tuple(values), random.randrange(0x2000), random.getrandbits(len(FLAGS))
-
-
-UNICORN_IS_WRONG: Final = {
-    "ret 0xfff8": "the 16-bit immediate is taken as signed; the processor and vol. 2B, RET, say unsigned",
-    "lock neg": "flags are those of some other value; the processor, and Unicorn's own NEG, agree with ours",
-}
-"""Mnemonic, or text, of an instruction -> what Unicorn gets wrong; only the processor is asked then."""
 
 
 @dataclass

@@ -12,12 +12,12 @@ import pytest
 from elftools.elf.constants import SH_FLAGS
 from elftools.elf.elffile import ELFFile
 
+from atomicist.crosscheck.states import decoder
 from atomicist.image import bare
 from atomicist.image.bare import BareConfig
 from atomicist.image.bzimage import extract_vmlinux
 from atomicist.image.kernel import Kernel, parse_kernel
 from atomicist.image.linux import describe
-from tests.isa.states import decoder
 
 ROOT = Path(__file__).resolve().parents[2]
 

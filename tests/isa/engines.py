@@ -5,12 +5,7 @@ from __future__ import annotations
 
 import atexit
 import functools
-import os
-import struct
-import subprocess
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -18,13 +13,9 @@ import pytest
 import unicorn
 from unicorn import x86_const as ux
 
-from atomicist.isa.ir import Insn
-from atomicist.isa.lift import Lifter
-from atomicist.isa.registers import GPRS
-from atomicist.machine.interpreter import Fault, Machine
-from atomicist.machine.memory import PAGE, Page, PageFlag
-from atomicist.machine.target import Target
-from tests.isa.states import (
+from atomicist.crosscheck import engines
+from atomicist.crosscheck.engines import may_run_on_host
+from atomicist.crosscheck.states import (
     ARENA,
     ARENA_SIZE,
     CODE,
@@ -37,8 +28,14 @@ from tests.isa.states import (
     prepare,
     spread,
 )
+from atomicist.isa.ir import Insn
+from atomicist.isa.lift import Lifter
+from atomicist.isa.registers import GPRS
+from atomicist.machine.interpreter import Fault, Machine
+from atomicist.machine.memory import PAGE, Page, PageFlag
+from atomicist.machine.target import Target
+from atomicist.native.build import BuildError
 
-HELPER: Final = Path(__file__).with_name("host_helper.c")
 GENERAL: Final = (*GPRS, "FSBASE", "GSBASE")
 
 
@@ -170,83 +167,32 @@ def emulator() -> Emulator:
     return Emulator()
 
 
-HOST_MNEMONICS: Final = frozenset(
-    """
-    adc add and bsf bsr bswap bt btc btr bts call cbw cdq cdqe clc cld cmc cmova cmovae cmovb cmovbe
-    cmove cmovg cmovge cmovl cmovle cmovne cmovno cmovnp cmovns cmovo cmovp cmovs cmp cmpsb cmpsd
-    cmpsq cmpsw cqo cwd cwde dec imul inc ja jae jb jbe je jecxz jg jge jl jle jmp jne jno jnp jns
-    jo jp jrcxz js lahf lea leave lfence lodsb lodsd lodsq lodsw loop loope loopne mfence mov movabs
-    movsb movsd movsq movsw movsx movsxd movzx mul neg nop not or pause pop popcnt push rdgsbase ret
-    rol ror sahf sar sbb scasb scasd scasq scasw seta setae setb setbe sete setg setge setl setle
-    setne setno setnp setns seto setp sets sfence shl shld shr shrd stc std stosb stosd stosq stosw
-    sub test tzcnt wrgsbase xchg xor endbr64
-    """.split()  # noqa: SIM905 - it reads better
-)
-"""What may run on this machine's own processor: unprivileged, and without effect but on its operands."""
-
-PREFIXES: Final = frozenset({"", "lock", "rep", "repe", "repne", "repz"})
-
-
-def may_run_on_host(p: Prepared) -> bool:
-    """Whether the instruction is on the white list; segment registers are the ring's, not compared."""
-    prefix, _, mnemonic = p.insn.mnemonic.rpartition(" ")
-    segments = {"cs", "ss", "ds", "es", "fs", "gs"}
-    named = {p.insn.reg_name(o.reg) for o in p.insn.operands if o.type == 1}
-    fs = any(m.segment and p.insn.reg_name(m.segment) == "fs" for m in p.memory)
-    control = any(n[:2] in ("cr", "dr") for n in named)
-    return mnemonic in HOST_MNEMONICS and prefix in PREFIXES and not (named & segments or fs or control)
-
-
 class Host:
     """The helper process, which runs one instruction at a time on the processor."""
 
-    def __init__(self, helper: Path) -> None:
-        self._process = subprocess.Popen([helper], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        atexit.register(self.close)
-
-    def close(self) -> None:
-        """End the helper."""
-        self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                stream.close()
+    def __init__(self) -> None:
+        self._host = engines.Host()
+        atexit.register(self._host.close)
 
     def run(self, p: Prepared, state: State) -> Result:
         """Execute the instruction."""
         assert may_run_on_host(p), p.text
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        values = [state.registers[name] for name in GPRS]
-        head = struct.pack("<19Q16s", *values, state.rflags, state.registers["GSBASE"], p.va, p.raw)
-        self._process.stdin.write(head + state.arena)
-        self._process.stdin.flush()
-        reply = self._process.stdout.read(22 * 8 + ARENA_SIZE)
-        assert len(reply) == 22 * 8 + ARENA_SIZE, f"the helper died of {p.text}"
-        *values, rflags, gsbase, rip, vector, error, address = struct.unpack_from("<22Q", reply)
-        found = dict(zip(GPRS, values, strict=True))
-        found |= {"GSBASE": gsbase, "RIP": rip}
+        values = {name: state.registers[name] for name in (*GPRS, "GSBASE")}
+        found, arena = self._host.one(p, values, state.rflags, state.arena)
+        vector, error, address = (found.pop(name) for name in ("vector", "error", "address"))
+        rflags = found.pop("rflags")
         found |= {name: spread(rflags)[name] for name in FLAGS}
         # Vector 1: the single step, so all went well.
-        return Result(found, reply[22 * 8 :], -1 if vector == 1 else vector, error, address)
+        return Result(found, arena, -1 if vector == 1 else vector, error, address)
 
 
 @functools.cache
 def host_or_reason() -> Host | str:
     """The helper, or why it cannot work here."""
-    work = tempfile.TemporaryDirectory(prefix="atomicist-host-")
-    atexit.register(work.cleanup)
-    helper = Path(work.name, "helper")
-    area = {"CODE": CODE, "CODE_SIZE": CODE_SIZE, "ARENA": ARENA, "ARENA_SIZE": ARENA_SIZE}
-    defines = [f"-D{name}={value}ull" for name, value in area.items()]
-    if os.uname().machine != "x86_64":
-        return f"a processor of another kind: {os.uname().machine}"
     try:
-        command: list[str | Path] = ["gcc", "-O1", *defines, "-o", helper, HELPER]
-        subprocess.run(command, check=True, capture_output=True, text=True)
-    except (OSError, subprocess.CalledProcessError) as e:
-        return f"gcc cannot build the helper: {e}"
-    host = Host(helper)
+        host = Host()
+    except (engines.MissingError, BuildError) as e:
+        return str(e)
     # A system that emulates signals may not know TF: see that one step is one step.
     state = State(dict.fromkeys((*GENERAL, *FLAGS), 0), bytes(ARENA_SIZE))
     probe, insn = PLACES.get(bytes.fromhex("48 ff c0"))

@@ -7,11 +7,11 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+from atomicist.crosscheck.states import ARENA, ARENA_SIZE, CODE
 from atomicist.isa.registers import GPRS, REGISTERS
 from atomicist.machine.interpreter import Machine
 from tests.isa.engines import arena_pages, code_page, lifter, target_of
 from tests.isa.forms import assemble
-from tests.isa.states import ARENA, ARENA_SIZE, CODE
 
 STACK = ARENA + 0x1000
 KERNEL_GSBASE = 0xFFFF_8880_0A00_0000

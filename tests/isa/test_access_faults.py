@@ -3,13 +3,13 @@
 
 import pytest
 
+from atomicist.crosscheck.states import ARENA, ARENA_SIZE, FLAGS, State
 from atomicist.isa.delivery import GP
 from atomicist.isa.registers import GPRS
 from atomicist.machine.interpreter import Fault
 from tests.isa.compare import difference
 from tests.isa.engines import PLACES, host, reference, reference_machine
 from tests.isa.ring0 import code
-from tests.isa.states import ARENA, ARENA_SIZE, FLAGS, State
 
 LINES = (
     "mov rax, [rbx]", "mov [rbx], rax", "mov rax, [rsp]", "mov [rsp+rcx], al", "mov rax, [rbp-8]",

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
+from atomicist.crosscheck.generate import random_choice
 from atomicist.isa.ir import Access, Code, Insn, Op, Space, Var, const, reg
-from tests.isa.compare import disagreements, generator, random_choice
+from tests.isa.compare import disagreements, generator
 from tests.isa.engines import PLACES
 from tests.isa.forms import assemble
 

@@ -4,21 +4,21 @@
 import pytest
 from hypothesis import given
 
+from atomicist.crosscheck.engines import HOST_MNEMONICS, UNICORN_IS_WRONG, may_run_on_host
+from atomicist.crosscheck.states import CODE
 from atomicist.isa.ir import Code, const
 from atomicist.isa.ordinary import ORDINARY
 from atomicist.isa.system import SYSTEM
 from tests.isa.compare import (
     FLAG_CHOICE,
     PLACE,
-    UNICORN_IS_WRONG,
     VALUES,
     compare,
     examples,
     is_unknown,
 )
-from tests.isa.engines import HOST_MNEMONICS, PLACES, Host, host_or_reason, lifter, may_run_on_host
+from tests.isa.engines import PLACES, Host, host_or_reason, lifter
 from tests.isa.forms import REFUSED, TABLE, assemble, encodings
-from tests.isa.states import CODE
 
 ELSEWHERE = {"clac", "stac"}
 """Ordinary in form, but only for ring 0: test_ring0 compares them."""

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from atomicist.crosscheck.generate import random_choice
+from atomicist.crosscheck.states import decoder
 from atomicist.image import bare
 from atomicist.image.bare import BareConfig
 from atomicist.isa.system import SYSTEM, system_ops
-from tests.isa.compare import COUNT, MANY, compare, generator, is_unknown, random_choice
+from tests.isa.compare import COUNT, MANY, compare, generator, is_unknown
 from tests.isa.engines import PLACES, lifter
-from tests.isa.states import decoder
 
 UNKNOWN = {"int3": "padding between functions; to run into it is a finding"}
 """What images hold and the model refuses, with the reason."""

@@ -7,16 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from atomicist.crosscheck.engines import may_run_on_host
+from atomicist.crosscheck.generate import random_choice
+from atomicist.crosscheck.states import CODE, decoder, make_state, prepare
+from atomicist.crosscheck.states import SLOT as STEP
 from atomicist.isa.arithmetic import PURE
 from atomicist.isa.ir import EFFECTS, Code, Flow, Insn, Op, Space
 from atomicist.isa.lift import MAX_INSN
 from atomicist.isa.registers import SLOT, SLOTS
 from atomicist.machine.memory import canonical
-from tests.isa.compare import MANY, difference, examples, generator, is_unknown, random_choice
-from tests.isa.engines import host, lifter, may_run_on_host, reference
+from tests.isa.compare import MANY, difference, examples, generator, is_unknown
+from tests.isa.engines import host, lifter, reference
 from tests.isa.forms import encodings
-from tests.isa.states import CODE, decoder, make_state, prepare
-from tests.isa.states import SLOT as STEP
 
 ADDRESSES = (0, CODE, 0xFFFF_FFFF_8100_0FF8, (1 << 64) - 8)
 ARITY = {

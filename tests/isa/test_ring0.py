@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from unicorn import x86_const as ux
 
+from atomicist.crosscheck.states import ARENA, ARENA_SIZE, CODE, CODE_SIZE
 from atomicist.isa.registers import FLAG_BITS, GPRS
 from tests.isa.compare import VALUE, examples
 from tests.isa.ring0 import STACK, code, machine
-from tests.isa.states import ARENA, ARENA_SIZE, CODE, CODE_SIZE
 
 FLAGS = ("CF", "PF", "AF", "ZF", "SF", "IF", "DF", "OF", "IOPL", "NT", "AC", "ID")
 MSRS = {"FSBASE": 0xC000_0100, "GSBASE": 0xC000_0101, "KERNEL_GSBASE": 0xC000_0102}

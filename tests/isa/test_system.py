@@ -6,6 +6,7 @@
 
 import pytest
 
+from atomicist.crosscheck.states import ARENA, CODE
 from atomicist.isa.ir import Note
 from atomicist.machine.interpreter import Fault, Machine, Unmodelled
 from tests.isa.ring0 import (
@@ -18,7 +19,6 @@ from tests.isa.ring0 import (
     frame,
     machine,
 )
-from tests.isa.states import ARENA, CODE
 
 GP, UD, SS, PF = 13, 6, 12, 14
 NOT_CANONICAL = 0x0000_8000_0000_0000

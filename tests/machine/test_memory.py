@@ -4,11 +4,11 @@ refused."""
 
 import pytest
 
+from atomicist.crosscheck.states import CODE
 from atomicist.machine.interpreter import Fault, ForeignGsBase, Machine
 from atomicist.machine.memory import PAGE, Memory, Page, PageFlag, Refused, canonical
 from tests.isa.engines import lifter, target_of
 from tests.isa.ring0 import KERNEL_GSBASE, code, machine
-from tests.isa.states import CODE
 
 K, U, W, X, P = (
     PageFlag.KERNEL_ROOT, PageFlag.USER_ROOT, PageFlag.WRITABLE, PageFlag.EXECUTABLE, PageFlag.USER_PAGE,

@@ -11,6 +11,8 @@ from types import MappingProxyType
 
 import pytest
 
+from atomicist.crosscheck.generate import random_choice
+from atomicist.crosscheck.states import ARENA, ARENA_SIZE, Prepared, State, make_state
 from atomicist.image.bare import BareConfig, build, kernel_source, load
 from atomicist.isa.delivery import deliver
 from atomicist.isa.ir import Code, Insn
@@ -26,10 +28,8 @@ from atomicist.native.tables import render
 from atomicist.spec.contexts import Context, contexts
 from atomicist.spec.events import ERROR_TOKEN, EVENTS
 from atomicist.spec.properties import CODES
-from tests.isa.compare import random_choice
 from tests.isa.engines import PLACES, arena_pages, code_page, reference_machine, target_of
 from tests.isa.forms import encodings
-from tests.isa.states import ARENA, ARENA_SIZE, Prepared, State, make_state
 
 MAX_STEPS = 20000
 HARNESS = Path(__file__).with_name("compiled_harness.c")

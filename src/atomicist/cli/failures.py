@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from atomicist.crosscheck.engines import MissingError
 from atomicist.image.errors import ImageError
 from atomicist.native.build import BuildError
 from atomicist.report.files import OutputError
@@ -21,6 +22,7 @@ KNOWN: Final = (
     OutputError,
     Disagreement,
     WorkerLost,
+    MissingError,
     OSError,
     MemoryError,
 )

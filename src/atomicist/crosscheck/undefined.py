@@ -12,7 +12,7 @@ from typing import Final
 
 from capstone import x86_const as x86
 
-from tests.isa.states import ARENA, FAMILY, Prepared, State, effective
+from atomicist.crosscheck.states import ARENA, FAMILY, Prepared, State, effective
 
 ALL: Final = frozenset({"CF", "PF", "AF", "ZF", "SF", "OF"})
 

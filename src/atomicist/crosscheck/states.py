@@ -182,9 +182,13 @@ def _steer(p: Prepared, mem: Any, registers: dict[str, int], target: int) -> Non
         registers[segment.upper() + "BASE"] = target - effective(p, mem, registers) & MASK
 
 
-def make_state(p: Prepared, values: Sequence[int], place: int, flags: int) -> State:
-    """A state from plain numbers: ``values`` for the registers used, in order, and the memory operand;
-    ``place`` for where that lies; ``flags`` a bit for each of `FLAGS`."""
+Spot = tuple[int, bytes]
+"""Sixteen bytes of the arena, from an offset on, that differ from `BACKGROUND`."""
+
+
+def draw(p: Prepared, values: Sequence[int], place: int, flags: int) -> tuple[dict[str, int], list[Spot]]:
+    """Registers and memory from plain numbers: ``values`` for the registers used, in order, and the memory
+    operand; ``place`` for where that lies; ``flags`` a bit for each of `FLAGS`."""
     registers = {name: 0x1111_1111_1111_1111 * i ^ 0x00F0 for i, name in enumerate(GPRS)}
     registers |= {"FSBASE": 0x20_0000, "GSBASE": 0x30_0000}
     registers["RSP"] = LOWEST + 0x800
@@ -210,12 +214,24 @@ def make_state(p: Prepared, values: Sequence[int], place: int, flags: int) -> St
         registers["RCX"] = (values[0] % 3 if values[0] & 8 else values[0]) & MASK
     for n, mem in enumerate(p.memory):
         _steer(p, mem, registers, target if not n else LOWEST + (place * 7 + values[-1]) % PLACES)
-    arena = bytearray(BACKGROUND)
-    spots = [effective(p, mem, registers) for mem in p.memory] + [registers["RSP"]]
-    for n, spot in enumerate(spots):
-        content = b"".join(values[n - k].to_bytes(8, "little") for k in (1, 2))
-        at = spot - ARENA
-        if 0 <= at <= ARENA_SIZE - 16:
-            arena[at : at + 16] = content
+    spots = []
+    for n, spot in enumerate([effective(p, mem, registers) for mem in p.memory] + [registers["RSP"]]):
+        if 0 <= spot - ARENA <= ARENA_SIZE - 16:
+            content = b"".join(values[n - k].to_bytes(8, "little") for k in (1, 2))
+            spots.append((spot - ARENA, content))
     registers |= {name: flags >> i & 1 for i, name in enumerate(FLAGS)}
-    return State(registers, bytes(arena))
+    return registers, spots
+
+
+def arena_of(spots: Sequence[Spot]) -> bytes:
+    """The arena with ``spots`` in it."""
+    arena = bytearray(BACKGROUND)
+    for at, content in spots:
+        arena[at : at + 16] = content
+    return bytes(arena)
+
+
+def make_state(p: Prepared, values: Sequence[int], place: int, flags: int) -> State:
+    """What `draw` says, as a state."""
+    registers, spots = draw(p, values, place, flags)
+    return State(registers, arena_of(spots))
