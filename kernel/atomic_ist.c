@@ -225,8 +225,9 @@ static __always_inline void copy_nested(struct pt_regs *to, struct pt_regs *fram
  *
  * By far most events come when neither RSP is near our stacks nor RIP near our text.
  * Whatever the context is then, user mode, SYSCALL gap or kernel, it is no atomic entry
- * and the main stack is empty, for a handler there does not change stacks. To ask for user mode first would change nothing: a user's
- * RSP and RIP may be any number, and if they look like ours, walk() asks.
+ * and the main stack is empty, for a handler there does not change stacks. To ask for user
+ * mode first would change nothing: a user's RSP and RIP may be any number, and if they look
+ * like ours, walk() asks.
  */
 static __always_inline __noreturn void copy(struct pt_regs *regs,
 					    enum atomic_ist_vector vector,

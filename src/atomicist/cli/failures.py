@@ -10,8 +10,18 @@ from atomicist.native.build import BuildError
 from atomicist.report.files import OutputError
 from atomicist.search.schedule import ScheduleError
 from atomicist.search.verify import Disagreement
+from atomicist.tree.errors import TreeError
 
-KNOWN: Final = (ImageError, ScheduleError, BuildError, OutputError, Disagreement, OSError, MemoryError)
+KNOWN: Final = (
+    TreeError,
+    ImageError,
+    ScheduleError,
+    BuildError,
+    OutputError,
+    Disagreement,
+    OSError,
+    MemoryError,
+)
 
 
 def words(error: BaseException) -> str:

@@ -23,6 +23,7 @@ VERBS: Final = {
     "replay": "run one schedule and explain what happens",
     "specimens": "list the known-bad variants, to see the checker find them",
     "thunks": "turn the return thunks of an object file into jumps to where they return",
+    "linux": "put the entry into Linux: prepare, apply, series, build",
     "explain": "say what a property means and what to do about it",
 }
 

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Builds a kernel, and looks more closely at what is ours in it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from atomicist.tree.apply import version
+from atomicist.tree.errors import TreeError
+from atomicist.tree.hooks import OWN_FILES
+from atomicist.tree.run import make
+
+IMAGE: Final = "arch/x86/boot/bzImage"
+OBJECTS: Final = tuple(
+    own.file.rsplit(".", 1)[0] + ".o"
+    for own in OWN_FILES
+    if own.file.endswith((".c", "_entry.S"))
+)  # fmt: skip
+"""What is built of our files; atomic_ist_vector.S is included by atomic_ist_entry.S."""
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A kernel, and the warnings of its build, of which there should be none."""
+
+    image: Path
+    vmlinux: Path
+    atomic: bool
+    warnings: tuple[str, ...]
+
+
+def build(tree: Path, jobs: int, progress: Callable[[int, str], None]) -> Built:
+    """Build bzImage and vmlinux; ``progress`` gets the number of steps done, and the one in hand.
+
+    TreeError when the tree is not configured or make fails.
+    """
+    version(tree)
+    if not (tree / ".config").is_file():
+        raise TreeError(f"{tree}: not configured: `atomicist linux prepare` does that")
+    make(tree, ["olddefconfig"])
+    steps = 0
+
+    def each(line: str) -> None:
+        nonlocal steps
+        if line.startswith("  ") and len(words := line.split()) > 1:
+            steps += 1
+            progress(steps, words[-1])
+
+    warnings = make(tree, ["bzImage"], jobs=jobs, each=each)
+    atomic = "CONFIG_X86_ATOMIC_IST=y" in (tree / ".config").read_text(encoding="utf-8").splitlines()
+    return Built(tree / IMAGE, tree / "vmlinux", atomic, warnings)
+
+
+def check_ours(tree: Path, jobs: int) -> tuple[str, ...]:
+    """Build our objects anew with all of the kernel's extra warnings, and sparse where it is installed."""
+    objects = [name for name in OBJECTS if _source(tree, name)]
+    if not objects:
+        return ()
+    for name in objects:
+        (tree / name).unlink(missing_ok=True)
+    settings = ["W=1"] + (["C=1"] if shutil.which("sparse") else [])
+    return make(tree, objects, jobs=jobs, settings=settings)
+
+
+def _source(tree: Path, name: str) -> bool:
+    stem = tree / name.removesuffix(".o")
+    return any(stem.with_suffix(suffix).exists() for suffix in (".c", ".S"))
