@@ -148,7 +148,7 @@ def test_too_little_space_is_seen_before_anything_is_written(
     tree: Path, tables: Tables, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tree)
-    monkeypatch.setattr(apply.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=1000))
     before = contents(tree)
     with pytest.raises(TreeError, match="no space"):
         write(tree, plan_apply(tree, tables))

@@ -105,7 +105,7 @@ def test_too_little_space_is_seen_before_unpacking(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(prepare.shutil, "disk_usage", lambda path: usage._replace(free=1 << 20))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=1 << 20))
     with pytest.raises(TreeError, match="1 MB free"):
         prepare.unpack(pack(tree, tmp_path / "a.tar"), tmp_path / "new")
     assert not (tmp_path / "new").exists()
@@ -123,6 +123,6 @@ def test_what_the_kernel_does_not_take_of_the_fragment_is_said(tree: Path, tmp_p
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare.shutil, "which", lambda tool: None if tool == "flex" else f"/bin/{tool}")
+    monkeypatch.setattr("shutil.which", lambda tool: None if tool == "flex" else f"/bin/{tool}")
     assert "flex" in prepare.missing_packages()
     assert "bison" not in prepare.missing_packages()
