@@ -29,6 +29,7 @@ There are no paravirt sites, jump labels, static calls or indirect branches on t
 
 from __future__ import annotations
 
+from atomicist.image import linux_atomic
 from atomicist.image.alternatives import PAGE, PatchedText, patch, site_lists
 from atomicist.image.btf import Btf
 from atomicist.image.elf import PF_W
@@ -78,7 +79,7 @@ def describe(kernel: Kernel, features: frozenset[str]) -> LinuxLayout:
     start, end = kernel.range("__entry_text_start", "__entry_text_end")
     text = patch(kernel, features)
     names = {name for _, _, entry, _, _, *both in VECTORS for name in both if kernel.has(entry)}
-    names.add(SYSCALL_HANDLER)
+    names |= {name for name in linux_atomic.HANDLERS if kernel.has(name)} | {SYSCALL_HANDLER}
     handlers = tuple(Handler(name, kernel.symbol(name)) for name in sorted(names))
     syscall = kernel.symbol(SYSCALL_ENTRY)
     reach = walk(
@@ -141,7 +142,7 @@ def _vectors(kernel: Kernel, btf: Btf) -> tuple[Vector, ...]:
                 kernel.symbol(from_kernel), kernel.symbol(from_user),
             )
         )  # fmt: skip
-    return tuple(vectors)
+    return linux_atomic.vectors(kernel, vectors)
 
 
 def _stacks(kernel: Kernel, btf: Btf) -> tuple[tuple[Stack, ...], Stack, Stack]:
@@ -159,6 +160,8 @@ def _stacks(kernel: Kernel, btf: Btf) -> tuple[tuple[Stack, ...], Stack, Stack]:
             stacks.append(
                 Stack(name, bottom, bottom + member.size, mapped + guard.offset, storage + backing.offset)
             )
+    if linux_atomic.is_atomic(kernel):
+        stacks += linux_atomic.stacks(kernel, btf, area, PERCPU_BASE)
     page = btf.member("cpu_entry_area", "entry_stack_page.stack")
     bottom = area + page.offset
     # The GDT's read-only page lies below and is the guard.

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+from atomicist.image import linux_atomic
 from atomicist.image.cache import cached
 from atomicist.image.errors import ImageError
 from atomicist.image.kernel import parse_kernel
@@ -36,6 +37,7 @@ USER_PAGE: Final = 0x0000_7FFF_1234_5000
 _HANDLERS: Final = {
     "exc_nmi": "NMI", "exc_machine_check": "MC", "noist_exc_machine_check": "MC", "exc_debug": "DB",
     "noist_exc_debug": "DB", "kernel_exc_vmm_communication": "VC", "user_exc_vmm_communication": "VC",
+    **linux_atomic.HANDLERS,
 }  # fmt: skip
 
 _WHOLE: Final = frozenset({"per-CPU area", "cpu_tss_rw", "GDT", "TSS"})
@@ -66,6 +68,7 @@ class _Loader:
         self._layout = layout
         self._kernel = layout.text.kernel
         self._name = name
+        self._atomic = linux_atomic.is_atomic(self._kernel)
 
     def target(self) -> Target:
         layout = self._layout
@@ -85,7 +88,7 @@ class _Loader:
                 {v.name.upper(): Gate(VECTORS[v.name.upper()], v.entry, v.ist) for v in layout.vectors}
             ),
             handlers=MappingProxyType(handlers),
-            places=MappingProxyType({va: Place.ENTRY for va in insns if va not in stubs}),
+            places=MappingProxyType(self._places(set(insns) - stubs)),
             pages=self._pages(set(insns)),
             regions=self._regions(),
             symbols=MappingProxyType(self._symbols()),
@@ -94,9 +97,13 @@ class _Loader:
             kernel_gsbase=layout.percpu_base,
             tr_base=layout.tss,
             fsgsbase="FSGSBASE" in layout.features,
-            reserve=0,
-            slot_bytes=0,
+            reserve=linux_atomic.RESERVE if self._atomic else 0,
+            slot_bytes=linux_atomic.SLOT if self._atomic else 0,
         )
+
+    def _places(self, code: set[int]) -> dict[int, Place]:
+        marks = linux_atomic.places(self._kernel, code) if self._atomic else {}
+        return {va: Place.ENTRY | marks.get(va, Place(0)) for va in code}
 
     def _symbols(self) -> dict[str, int]:
         layout = self._layout
@@ -111,13 +118,11 @@ class _Loader:
     def _regions(self) -> tuple[Region, ...]:
         layout = self._layout
         used = {v.stack for v in layout.vectors if v.name != "df"}
+        kinds = dict.fromkeys(used, RegionKind.IST_STACK)
+        if self._atomic:
+            kinds[linux_atomic.MAIN] = RegionKind.MAIN_STACK
         regions = [
-            Region(
-                f"{s.name} stack",
-                s.bottom,
-                s.top,
-                RegionKind.IST_STACK if s.name in used else RegionKind.OTHER,
-            )
+            Region(f"{s.name} stack", s.bottom, s.top, kinds.get(s.name, RegionKind.OTHER))
             for s in layout.stacks
         ]
         entry, thread = layout.entry_stack, layout.thread_stack
