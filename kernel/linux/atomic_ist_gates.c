@@ -100,6 +100,15 @@ static int __init parse_ist_entry(char *arg)
 			return -EINVAL;
 		}
 	}
+
+	/*
+	 * In the handler of an NMI there may be a #VC. Only an NMI that is atomic has
+	 * taken care of the #VC entry that it may have interrupted.
+	 */
+	if (!(listed & BIT(X86_TRAP_NMI)) && listed & BIT(X86_TRAP_VC)) {
+		pr_warn("ist_entry=: vc needs nmi\n");
+		listed &= ~BIT(X86_TRAP_VC);
+	}
 	wanted = listed;
 	return 0;
 }

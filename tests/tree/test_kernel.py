@@ -50,34 +50,47 @@ def test_checkpatch_has_no_remarks(source: Path, tmp_path: Path, monkeypatch: py
 
 
 COMMON = (
-    "SMP",
-    "PRINTK",
-    "BUG",
-    "PCI",
-    "X86_MCE",
-    "PERF_EVENTS",
-    "DEBUG_FS",
-    "STACKTRACE",
-    "CPU_MITIGATIONS",
-)
+    "SMP", "PRINTK", "BUG", "PCI", "X86_MCE", "PERF_EVENTS", "DEBUG_FS", "STACKTRACE", "CPU_MITIGATIONS",
+)  # fmt: skip
 LESS = ("X86_ATOMIC_IST", "DEBUG_BUGVERBOSE", "DEBUG_INFO")
+TOUCHED = (
+    "arch/x86/kernel/idt.o", "arch/x86/kernel/traps.o", "arch/x86/kernel/cpu/common.o",
+    "arch/x86/mm/cpu_entry_area.o", "arch/x86/kernel/nmi.o", "arch/x86/kernel/dumpstack.o",
+    "arch/x86/kernel/vmlinux.lds",
+)  # fmt: skip
+"""Made of files with hooks, or of much that includes them."""
+TOUCHED_64 = ("arch/x86/kernel/dumpstack_64.o", "arch/x86/kernel/sev.o", "arch/x86/entry/entry_64.o")
 
 
-@pytest.mark.parametrize("more", [("64BIT", "AMD_MEM_ENCRYPT"), ()], ids=["off", "32-bit"])
+@pytest.mark.parametrize(
+    ("more", "targets"),
+    [
+        (("64BIT", "AMD_MEM_ENCRYPT"), (*TOUCHED, *TOUCHED_64)),
+        ((), TOUCHED),
+        pytest.param(("64BIT", "AMD_MEM_ENCRYPT"), ("vmlinux",), marks=pytest.mark.slow),
+        pytest.param((), ("vmlinux",), marks=pytest.mark.slow),
+    ],
+    ids=["64-bit, touched", "32-bit, touched", "64-bit, all", "32-bit, all"],
+)
 def test_a_kernel_without_it_is_the_same_object_for_object(
-    source: Path, tmp_path: Path, more: tuple[str, ...]
+    source: Path, tmp_path: Path, more: tuple[str, ...], targets: tuple[str, ...]
 ) -> None:
     trees = (source, tmp_path / "patched")
     unpack(ARCHIVE, trees[1])
     write(trees[1], plan_apply(trees[1], Tables(kernel_source())))
     for tree in trees:
-        make(tree, ["tinyconfig"])
+        make(tree, ["mrproper", "tinyconfig"])
         with (tree / ".config").open("a") as config:
             config.writelines(f"CONFIG_{name}=y\n" for name in (*COMMON, *more))
             config.writelines(f"CONFIG_{name}=n\n" for name in LESS)
         make(tree, ["olddefconfig"])
         assert "CONFIG_X86_ATOMIC_IST=y" not in (tree / ".config").read_text()
-        make(tree, ["vmlinux"], jobs=2)
-    assert len(list(objects(source))) > 300
+        make(tree, targets, jobs=2)
+    assert {name for name in targets if name.endswith(".o")} <= set(objects(source))
     assert different(*trees) == ()
-    make(source, ["mrproper"])
+    script = "arch/x86/kernel/vmlinux.lds"
+    assert _lines(trees[0] / script) == _lines(trees[1] / script)
+
+
+def _lines(path: Path) -> list[str]:
+    return [line.strip() for line in path.read_text().splitlines() if line.strip()]

@@ -16,6 +16,7 @@ from atomicist.image.btf import Btf
 from atomicist.image.errors import ImageError
 from atomicist.image.kernel import Kernel
 from atomicist.image.layout import Stack, Vector
+from atomicist.machine.memory import PageFlag
 from atomicist.machine.target import Place
 
 ENTRIES: Final = {
@@ -31,6 +32,11 @@ HANDLERS: Final = {
 }
 MAIN: Final = "main"
 """The main stack, as a stack's name and as a member of cea_atomic_ist."""
+REGIONS: Final = {
+    **{f"{pad} stack": f"{name}_stack" for name, (_, pad) in ENTRIES.items()},
+    f"{MAIN} stack": "atomic_ist_main",
+}
+"""Stacks by the names that they have in the bare image too."""
 RESERVE: Final = 1024
 """asm/atomic_ist_env.h, ATOMIC_IST_RESERVE."""
 SLOT: Final = 176
@@ -78,6 +84,14 @@ def stacks(kernel: Kernel, btf: Btf, area: int, percpu: int) -> tuple[Stack, ...
             Stack(name, bottom, bottom + member.size, mapped + guard.offset, storage + backing.offset)
         )
     return tuple(found)
+
+
+def page_flags(region: str) -> PageFlag:
+    """What certificates may rely on in a region: stacks of the entry hold nothing of value between entries,
+    and what is no stack keeps its contents."""
+    if region in REGIONS:
+        return PageFlag.SCRATCH
+    return PageFlag(0) if region.endswith(" stack") else PageFlag.CONSTANT
 
 
 def places(kernel: Kernel, code: Iterable[int]) -> dict[int, Place]:

@@ -122,7 +122,12 @@ class _Loader:
         if self._atomic:
             kinds[linux_atomic.MAIN] = RegionKind.MAIN_STACK
         regions = [
-            Region(f"{s.name} stack", s.bottom, s.top, kinds.get(s.name, RegionKind.OTHER))
+            Region(
+                linux_atomic.REGIONS.get(f"{s.name} stack", f"{s.name} stack"),
+                s.bottom,
+                s.top,
+                kinds.get(s.name, RegionKind.OTHER),
+            )
             for s in layout.stacks
         ]
         entry, thread = layout.entry_stack, layout.thread_stack
@@ -162,6 +167,8 @@ class _Loader:
         flags |= PageFlag.USER_ROOT if region.user else PageFlag(0)
         flags |= PageFlag.WRITABLE if region.write else PageFlag(0)
         flags |= PageFlag.EXECUTABLE if region.execute else PageFlag(0)
+        if self._atomic:
+            flags |= linux_atomic.page_flags(region.name)
         return Page(va, self._contents(region.backing + va - region.va), flags)
 
     def _contents(self, backing: int) -> bytes:

@@ -232,12 +232,14 @@ def _contradictions(target: Target) -> Iterator[tuple[str, str, dict[str, int]]]
                 _kernel(target, region.top - 0x100),
             )
     task = next((r for r in target.regions if r.kind is RegionKind.TASK_STACK), None)
-    for name in ("asm_exc_nmi", "asm_exc_machine_check"):
-        if task is not None and name in target.symbols:
+    for vector in ("NMI", "MC"):
+        gate = target.gates.get(vector)
+        if task is not None and gate is not None:
+            name = target.symbolize(gate.offset)
             yield (
                 f"contradiction-rip-{name}",
                 f"RIP in the atomic entry {name} but RSP on the task stack",
-                _kernel(target, task.top - 0x208) | {"RIP": target.symbols[name]},
+                _kernel(target, task.top - 0x208) | {"RIP": gate.offset},
             )
 
 
