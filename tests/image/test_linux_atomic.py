@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the reader of Linux images makes of the atomic entry's names; a real one is looked at in tests/tree."""
+"""What the reader of Linux images makes of the names of the atomic entry."""
 
 from atomicist.image import linux_atomic
 from atomicist.image.elf import ElfImage

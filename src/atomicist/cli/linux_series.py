@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import sys
 from pathlib import Path
 
-from atomicist.cli import selection
+from atomicist.cli import main, selection
 from atomicist.cli.errors import FINDINGS, PASSED
 from atomicist.cli.linux_build import Progress
 from atomicist.image.bare import kernel_source
@@ -30,7 +31,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--assisted-by", default=ASSISTED_BY, metavar="TAG", help="AGENT:VERSION [TOOL]... (%(default)s)"
     )
-    parser.add_argument("--bisect", action="store_true", help="build after each patch, in a copy of TREE")
+    parser.add_argument("--bisect", action="store_true", help="build and boot after each patch, in a copy")
     parser.add_argument("--work", type=Path, metavar="DIR", help="that copy; it stays (default: TREE.bisect)")
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="compilers at a time (%(default)s)"
@@ -82,9 +83,14 @@ def _bisect(args: argparse.Namespace, tables: Tables, terminal: Terminal) -> dic
             lines = (*built.warnings, *check_ours(work, jobs))
         except TreeError as error:
             lines = (str(error),)
+        words = ("linux", "boot", str(work))
+        boots = not args.no_boot and importlib.util.find_spec("atomicist.cli.linux_boot") is not None
+        if boots and not lines and (status := main.main(words)) != PASSED:
+            lines = (f"{selection.command(*words)}: exit status {status}",)
         for line in lines:
             terminal.say(f"  {line}")
-        terminal.say("  not good" if lines else "  builds, no warning")
+        done = "builds without a warning, boots" if boots else "builds without a warning"
+        terminal.say("  not good" if lines else f"  {done}")
         return lines
 
     work = args.work or args.tree.with_name(f"{args.tree.name}.bisect")
