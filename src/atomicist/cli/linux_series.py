@@ -32,6 +32,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--assisted-by", default=ASSISTED_BY, metavar="TAG", help="AGENT:VERSION [TOOL]... (%(default)s)"
     )
     parser.add_argument("--bisect", action="store_true", help="build and boot after each patch, in a copy")
+    parser.add_argument("--no-boot", action="store_true", help="do not boot each step too")
     parser.add_argument("--work", type=Path, metavar="DIR", help="that copy; it stays (default: TREE.bisect)")
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="compilers at a time (%(default)s)"
