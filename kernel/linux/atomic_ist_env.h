@@ -27,11 +27,13 @@
 
 /*
  * For objtool: these functions are entered by JMP, with RSP at a struct pt_regs and no
- * return address, and left by JMP, to where assembler states anew what the stack is.
+ * return address, and left by JMP, to where assembler states anew what the stack is. The
+ * local name makes a relocation by section, the only one that objtool takes here.
  */
 #define __ATOMIC_IST_ENTERED_WITH_REGS(symbol)				\
-	asm(".pushsection .discard.unwind_hints\n\t"			\
-	    ".long " #symbol " - .\n\t"					\
+	asm(".set .L" #symbol ", " #symbol "\n\t"			\
+	    ".pushsection .discard.unwind_hints\n\t"			\
+	    ".long .L" #symbol " - .\n\t"				\
 	    ".short 0\n\t"						\
 	    ".byte " __stringify(ORC_REG_SP) "\n\t"			\
 	    ".byte " __stringify(UNWIND_HINT_TYPE_REGS) "\n\t"		\

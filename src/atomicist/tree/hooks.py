@@ -131,7 +131,7 @@ HOOKS: Final = (
         "\t  With this, an entry that is interrupted there is completed by the\n"
         "\t  one that interrupts it, and all of them share one stack. Boot with\n"
         "\t  ist_entry=legacy to have the other entries.\n\n"
-        "\t  It takes 8 pages for each CPU.\n\n"
+        "\t  It takes 12 pages for each CPU.\n\n"
         "\t  If unsure, say Y.\n\n",
     ),
     Hook(Step.STACKS, _AREA_H, (r"#include <linux/percpu-defs\.h>",), AFTER, _INCLUDE),
