@@ -173,7 +173,8 @@ class _Loader:
         flags |= PageFlag.USER_ROOT if region.user else PageFlag(0)
         flags |= PageFlag.WRITABLE if region.write else PageFlag(0)
         flags |= PageFlag.EXECUTABLE if region.execute else PageFlag(0)
-        if self._atomic:
+        thread = self._layout.thread_stack
+        if self._atomic and not thread.bottom <= va < thread.top:
             flags |= linux_atomic.page_flags(region.name)
         return Page(va, self._contents(region.backing + va - region.va), flags)
 
