@@ -16,8 +16,10 @@ from atomicist.isa.lift import MAX_INSN, Lifter
 MAX_INSNS = 50_000
 """More reachable instructions than any entry code has; a hostile image stops here."""
 
-_ENDS = frozenset({Flow.JUMP, Flow.RET, Flow.INDIRECT, Flow.IRET, Flow.SYSRET, Flow.STOP})
-_RETURNS = frozenset({Flow.CALL, Flow.INDIRECT_CALL})
+ENDS = frozenset({Flow.JUMP, Flow.RET, Flow.INDIRECT, Flow.IRET, Flow.SYSRET, Flow.STOP})
+"""Flows behind which nothing is reached ..."""
+RETURNS = frozenset({Flow.CALL, Flow.INDIRECT_CALL})
+"""... but by those that come back."""
 
 
 def reachable(
@@ -44,6 +46,6 @@ def reachable(
             continue
         if insn.target is not None:
             work.append(insn.target)
-        if insn.flow not in _ENDS or insn.flow in _RETURNS:
+        if insn.flow not in ENDS or insn.flow in RETURNS:
             work.append(insn.next)
     return found

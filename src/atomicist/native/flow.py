@@ -48,7 +48,7 @@ class FlowGraph:
         return ALL if va is None or va in self.commits else self._live.get(va, ALL)
 
     def _liveness(self) -> dict[int, int]:
-        effects = {va: _reads_writes(insn.ops) for va, insn in self.insns.items()}
+        effects = {va: reads_writes(insn.ops) for va, insn in self.insns.items()}
         before: dict[int, list[int]] = {}
         for va, targets in self._next.items():
             for to in targets:
@@ -140,7 +140,7 @@ def successors(insn: Insn) -> Iterator[int]:
             todo.append(index + 1)
 
 
-def _reads_writes(ops: tuple[Op, ...]) -> tuple[int, int]:
+def reads_writes(ops: tuple[Op, ...]) -> tuple[int, int]:
     """Slots read before they are surely written, and those surely written."""
     reads = writes = 0
     sure = True

@@ -260,6 +260,8 @@ class _Run:
             main = self.replay.target.main_stack()
             if main is not None:
                 self._poison(Region(main.name, main.bottom, self.machine["RSP"], main.kind))
+        if self.observer.instances and self.observer.place() & Place.COMMITTED:
+            self.observer.at_label()
 
     def _step(self) -> None:
         machine, target = self.machine, self.replay.target

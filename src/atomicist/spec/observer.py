@@ -25,7 +25,7 @@ from typing import Final
 
 from atomicist.isa.delivery import MCIP, VECTORS
 from atomicist.isa.predictions import EVERYTHING
-from atomicist.isa.registers import BY_SLOT, FLAG_BITS, REGISTERS, RFLAGS_FIXED
+from atomicist.isa.registers import BY_SLOT, FLAG_BITS, GPRS, REGISTERS, RFLAGS_FIXED
 from atomicist.machine.interpreter import Machine
 from atomicist.machine.memory import PageFlag, Region, RegionKind
 from atomicist.machine.target import Place
@@ -38,6 +38,7 @@ NOT_COMPARED: Final = frozenset({"NMI_BLOCKED", "MCG_STATUS", "SHADOW", "EXPOSED
 POISON: Final = 0xDEAD_57AC_0000_0000
 _CALLER_SAVED: Final = ("RAX", "RCX", "RDX", "RSI", "RDI", "R8", "R9", "R10", "R11")
 _ARITHMETIC: Final = ("CF", "PF", "AF", "ZF", "SF", "OF")
+_CLEAR_AT_COMMIT: Final = ("IF", "TF", "NT", "AC", "DF")
 _LIVE_KINDS: Final = (RegionKind.TASK_STACK, RegionKind.ENTRY_STACK, RegionKind.IRQ_STACK)
 CALL_SLACK: Final = 32
 """Bytes of the handler's reserve that the call and its alignment may use."""
@@ -185,6 +186,13 @@ class Observer:
             if any(r.holds(instance.context["RSP"]) for r in free):
                 instance.abandoned = True
         return free
+
+    def at_label(self) -> None:
+        """A commit label was reached, by the commit or by IRET: judge what it claims."""
+        wanted = dict.fromkeys((*GPRS, *_CLEAR_AT_COMMIT), 0) | {"RAX": self.machine["RSP"]}
+        for name, expected in wanted.items():
+            if name != "RSP" and self.machine[name] != expected:
+                raise Violation("COMMITTED_STATE", name, expected, self.machine[name])
 
     def handler(self, vector: str) -> None:
         """A handler is entered: judge what it sees."""

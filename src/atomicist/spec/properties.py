@@ -107,6 +107,11 @@ _TABLE: Final = (
     Property("IST027", "NO_FENCE", "a SWAPGS that may be skipped is fenced before GS is used",
              "Code behind a conditional SWAPGS can use %gs speculatively with the wrong base (CVE-2019-1125).",
              "Put an LFENCE, or a write of CR3, on both ways before the first %gs access."),
+    Property("IST028", "COMMITTED_STATE", "at a commit label every entry looks the same",
+             "The image claims by a label that an entry is complete there, but a register is not as the claim says: "
+             "RAX is RSP, the other general registers are 0, IF, TF, NT, AC and DF are clear.",
+             "Whoever completes an entry for another must leave what the entry itself leaves: compare the register's "
+             "two ways to the label, the commit and the return by IRET."),
 )  # fmt: skip
 
 PROPERTIES: Final = MappingProxyType({p.number: p for p in _TABLE})

@@ -27,6 +27,7 @@ EXPORT void atomicist_free(struct search *s)
 		free(m->findings);
 		free(m->insn_hash);
 		free(m->insn_direct);
+		free(m->ran);
 		free(m);
 	}
 	if (s) {
@@ -71,6 +72,32 @@ static bool index_insns(struct machine *m)
 		}
 	}
 	return m->insn_hash;
+}
+
+/* Rows of the table of instructions were changed: find them by address again. */
+EXPORT int atomicist_reindex(struct search *s)
+{
+	free(s->m->insn_hash);
+	free(s->m->insn_direct);
+	s->m->insn_direct = NULL;
+	return index_insns(s->m);
+}
+
+/* What was executed, of each instruction, since it was last forgotten. */
+EXPORT const u8 *atomicist_ran(const struct search *s)
+{
+	return s->m->ran;
+}
+
+EXPORT void atomicist_forget_ran(struct search *s)
+{
+	memset(s->m->ran, 0, s->m->im->ninsns);
+}
+
+/* Let runs that violate one of `properties`, a bit set, pass as if they had ended well. */
+EXPORT void atomicist_ignore(struct search *s, u64 properties)
+{
+	s->m->ignored = properties;
 }
 
 static void page_limits(struct page *p)
@@ -119,6 +146,7 @@ EXPORT struct search *atomicist_new(const struct image *im)
 	m->nodes = malloc(m->capnodes * sizeof(*m->nodes));
 	m->lazies = malloc(m->caplazies * sizeof(*m->lazies));
 	m->node_hash = calloc(m->hash_size, sizeof(u32));
+	m->ran = calloc(im->ninsns + 1, 1);
 	m->findings = malloc(m->capfindings * sizeof(*m->findings));
 	s->memo = malloc(MAX_MEMO * sizeof(*s->memo));
 	s->committed = malloc(MAX_COMMITTED * sizeof(*s->committed));
@@ -129,7 +157,7 @@ EXPORT struct search *atomicist_new(const struct image *im)
 	s->cleans = calloc((size_t)im->npages * (MAX_CHAIN + 1), sizeof(*s->cleans));
 	s->hashes = calloc(s->hashes_size, sizeof(*s->hashes));
 	if (!m->mem || !m->journal || !m->depended || !m->version || !m->mnode || !m->mscope || !m->pages || !m->regions || !m->log || !m->clean || !m->nodes ||
-	    !m->lazies || !m->node_hash || !m->findings || !s->memo || !s->committed || !s->out || !s->seen ||
+	    !m->lazies || !m->node_hash || !m->ran || !m->findings || !s->memo || !s->committed || !s->out || !s->seen ||
 	    !s->covers || !s->covers_rsp || !s->hashes || !s->cleans || !index_insns(m)) {
 		atomicist_free(s);
 		return NULL;

@@ -398,7 +398,7 @@ static int try_event(struct search *s, u32 chain, u32 vector, u64 *count)
 	st = push_event(m, vector);
 	if (st == GOES_ON)
 		st = explore(s, chain * 8 + vector + 1, &mine);
-	else if (st == DOUBLE_FAULT)
+	if (st == DOUBLE_FAULT)
 		mine++, st = GOES_ON;
 
 	rollback(m, mark);
@@ -448,10 +448,14 @@ static int at_commit(struct search *s, u32 chain)
 	struct committed *c = &s->committed[s->ncommitted];
 	u32 steps = m->steps, n = 0;
 	u64 top, h;
+	int st;
 
 	m->pc = m->r[REG_RIP];
 	if (!reg || reg->kind != MAIN_STACK)
 		return report(m, P_CLAIM, m->pc, REG_RSP, 0, m->r[REG_RSP]);
+	st = check_committed(m);
+	if (st != GOES_ON)
+		return st;
 	if (s->ncommitted == MAX_COMMITTED) {
 		m->overflow = __LINE__;
 		return FOUND;
@@ -662,12 +666,15 @@ static int follow(struct search *s, struct committed *c)
 
 		m->boundaries++;
 		emit(s, in && in->handler);
-		if (in && in->handler) {
+		st = in && in->place & COMMITTED ? check_committed(m) : GOES_ON;
+		if (st != GOES_ON) {
+			/* judged below */
+		} else if (in && in->handler) {
 			st = at_handler(m, in->handler - 1);
 		} else {
 			st = step(m);
 		}
-		if (st == DONE)
+		if (st == DONE || st == DOUBLE_FAULT)
 			return GOES_ON;
 		if (st != GOES_ON)
 			return st;
@@ -782,7 +789,7 @@ int certify(struct search *s, const u64 *regs, u32 vector, u32 expect_df, u32 no
 	st = push_event(m, vector);
 	if (st == GOES_ON)
 		st = explore(s, vector + 1, &count);
-	else if (st == DOUBLE_FAULT)
+	if (st == DOUBLE_FAULT)
 		st = GOES_ON;
 	m->interleavings += count;
 	rollback(m, 0);

@@ -299,8 +299,13 @@ static void walk(struct search *s, u32 left, u32 masked)
 	int st = GOES_ON;
 
 	while (st == GOES_ON && steps < m->im->max_steps && !enough(s)) {
-		const struct insn *in;
+		const struct insn *in = insn_at(m, m->r[REG_RIP]);
 
+		if (in && in->place & COMMITTED) {
+			st = check_committed(m);
+			if (st != GOES_ON)
+				break;
+		}
 		if (!left && m->code) {
 			u64 before = m->guest_insns;
 

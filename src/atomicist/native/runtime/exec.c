@@ -417,6 +417,7 @@ int step(struct machine *m)
 	m->steps++;
 	/* LEA and calls name RIP as a constant: the slot is set for delivery */
 	st = run_ops(m, in->first, in->count, &next);
+	m->ran[in - m->im->insns] |= next == pc + in->size ? 3 : 5;
 	if (st != GOES_ON)
 		return st;
 	if (!(m->note & (1u << NOTE_IRET | 1u << NOTE_SYSRET))) {

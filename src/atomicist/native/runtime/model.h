@@ -303,6 +303,8 @@ struct machine {
 	u64 pc;			/* of the instruction under way */
 	struct finding *findings;
 	u32 nfindings, capfindings;
+	u8 *ran;		/* by instruction: bit 0 executed, 1 fell through, 2 went elsewhere */
+	u64 ignored;		/* bit set of properties whose violation ends a run silently */
 	u32 *insn_hash;
 	u32 insn_mask;
 	u32 *insn_direct;	/* by distance from the first instruction, if that is not far */
@@ -374,6 +376,7 @@ int deliver(struct machine *m, u32 vector, u64 error);
 int report(struct machine *m, u32 property, u64 address, u32 reg, u64 expected, u64 found);
 int push_event(struct machine *m, u32 vector);
 int at_handler(struct machine *m, u32 vector);
+int check_committed(struct machine *m);
 int at_return(struct machine *m);
 void begin(struct machine *m, const u64 *regs);
 void start_live(struct machine *m);

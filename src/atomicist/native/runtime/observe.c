@@ -21,6 +21,8 @@ int report(struct machine *m, u32 property, u64 address, u32 reg, u64 expected, 
 {
 	struct finding *f;
 
+	if (m->ignored >> property & 1)
+		return DOUBLE_FAULT;
 	if (m->nfindings == m->capfindings)
 		return FOUND;
 	f = &m->findings[m->nfindings++];
@@ -304,6 +306,33 @@ static int check_environment(struct machine *m, const struct instance *in)
 		/* the call and its alignment may use a little of the reserve */
 		if (m->r[REG_RSP] + 32 < reg->bottom + m->im->reserve)
 			return report(m, P_NO_ROOM, m->r[REG_RSP], REG_RSP, reg->bottom + m->im->reserve, m->r[REG_RSP]);
+	}
+	return GOES_ON;
+}
+
+/* What an image claims with a commit label: every entry looks the same there. */
+int check_committed(struct machine *m)
+{
+	static const u32 clear[] = { REG_IF, REG_TF, REG_NT, REG_AC, REG_DF };
+
+	m->pc = m->r[REG_RIP];
+	for (u32 i = 0; i < NGPRS + sizeof(clear) / sizeof(clear[0]); i++) {
+		u32 slot = i < NGPRS ? i : clear[i - NGPRS];
+		u64 expected = slot == REG_RAX ? m->r[REG_RSP] : 0;
+
+		if (slot == REG_RSP)
+			continue;
+		if (m->shadow && slot == REG_RAX) {
+			u32 a = leaf(m, REG_RAX), b = leaf(m, REG_RSP);
+
+			if (a != b)
+				require(m, mk_node(m, CODE_INT_SUB, 8, a, m->r[REG_RAX], 8, b, expected, 8,
+						   m->r[REG_RAX] - expected), m->r[REG_RAX] - expected);
+		} else if (m->shadow) {
+			require(m, leaf(m, slot), m->r[slot]);
+		}
+		if (m->r[slot] != expected)
+			return report(m, P_COMMITTED_STATE, m->pc, slot, expected, m->r[slot]);
 	}
 	return GOES_ON;
 }
