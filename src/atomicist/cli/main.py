@@ -22,6 +22,7 @@ VERBS: Final = {
     "verify": "check an image at every instruction boundary",
     "replay": "run one schedule and explain what happens",
     "view": "make a page of one run: procedure, stacks, code",
+    "mutants": "change each instruction of our entry, and see the checker find it",
     "specimens": "list the known-bad variants, to see the checker find them",
     "thunks": "turn the return thunks of an object file into jumps to where they return",
     "linux": "put the entry into Linux: prepare, apply, series, build",

@@ -76,7 +76,7 @@ def default_workers() -> int:
 _PR_SET_PDEATHSIG: Final = 1
 
 
-def _start() -> None:
+def start() -> None:
     """A worker leaves Ctrl-C to its parent, and dies with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -97,7 +97,7 @@ class Workers:
         _here.candidates = self._candidates
         new_engine(self._target).close()  # compile once, and fail here if there is no compiler
         if self._count > 1:
-            self._pool = multiprocessing.get_context("fork").Pool(self._count, _start)
+            self._pool = multiprocessing.get_context("fork").Pool(self._count, start)
         return self
 
     def __exit__(self, *_: object) -> None:
