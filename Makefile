@@ -7,7 +7,7 @@ BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tests verify matrix test test-all lint format kernel-image bench fuzz crosscheck walks lock clean distclean
+.PHONY: help setup setup-tests verify matrix test test-all lint format mutants kernel-image bench fuzz crosscheck walks lock clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ lint: setup ## style, format and types
 format: setup ## put the Python files into the one format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+mutants: setup ## change each instruction of the built entry, and see the checker find it
+	@$(BIN)/atomicist mutants $(ARGS)
 
 kernel-image: setup ## fetch Debian's kernel image to build/kernel-image/vmlinuz
 	@tools/kernel-image $(ARGS)

@@ -24,6 +24,7 @@ VERBS: Final = {
     "replay": "run one schedule and explain what happens",
     "view": "make a page of one run: procedure, stacks, code",
     "crosscheck": "compare what instructions mean with independent engines",
+    "mutants": "change each instruction of our entry, and see the checker find it",
     "specimens": "list the known-bad variants, to see the checker find them",
     "compare": "the variants of the entry, and a kernel's, in one table",
     "paths": "what the built code shows without running: early returns, missing fences",

@@ -32,7 +32,7 @@ from typing import Any, Final
 import capstone
 
 from atomicist.image.code import ENDS, RETURNS
-from atomicist.image.nops import nops
+from atomicist.image.nops import NOPS
 from atomicist.isa.ir import Flow, Insn
 from atomicist.isa.lift import MAX_INSN, Lifter
 from atomicist.machine.memory import PAGE
@@ -62,6 +62,12 @@ _PREFIXES: Final = frozenset({0x66, 0x67, 0x2E, 0x36, 0x3E, 0x26, 0x64, 0x65, 0x
 _STRICT: Final = {0x2: 0x6, 0x6: 0x2, 0x3: 0x7, 0x7: 0x3, 0xC: 0xE, 0xE: 0xC, 0xD: 0xF, 0xF: 0xD}
 """b and be, ae and a, l and le, ge and g (SDM vol. 1, appendix B)."""
 _DIRECT: Final = (Flow.JUMP, Flow.BRANCH, Flow.CALL)
+
+
+def _nop(size: int) -> bytes:
+    """One NOP of ``size`` bytes: there are as many boundaries as before."""
+    longest = len(NOPS) - 1
+    return b"\x66" * (size - longest) + NOPS[min(size, longest)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +175,7 @@ class Mutator:
 
     def _of(self, insn: Insn) -> Iterator[tuple[str, str, tuple[tuple[int, bytes], ...]]]:
         detail = next(self._decoder.disasm(insn.raw, insn.va))
-        yield "delete", "", ((insn.va, nops(insn.size)),)
+        yield "delete", "", ((insn.va, _nop(insn.size)),)
         swapped = self._swap(insn)
         if swapped is not None:
             yield "swap", "", swapped
@@ -209,9 +215,9 @@ class Mutator:
         if insn.flow in _DIRECT and insn.target is not None:
             to = insn.target if target is None else target
             fields.append((e.imm_offset, e.imm_size, to - (va + insn.size)))
-        for o in detail.operands:
-            if o.type == capstone.x86.X86_OP_MEM and detail.reg_name(o.mem.base) == "rip":
-                fields.append((e.disp_offset, e.disp_size, o.mem.disp + insn.va - va))
+        relative = [o for o in detail.operands if o.type == capstone.x86.X86_OP_MEM]
+        relative = [o for o in relative if detail.reg_name(o.mem.base) == "rip"]
+        fields += [(e.disp_offset, e.disp_size, o.mem.disp + insn.va - va) for o in relative]
         for at, size, value in fields:
             if not -(1 << 8 * size - 1) <= value < 1 << 8 * size - 1:
                 return None
@@ -220,7 +226,11 @@ class Mutator:
 
     def _swap(self, first: Insn) -> tuple[tuple[int, bytes], ...] | None:
         second = self.target.insns.get(first.next)
-        if second is None or (first.flow in ENDS and first.flow not in RETURNS) or not self._in_range(second.va):
+        if (
+            second is None
+            or (first.flow in ENDS and first.flow not in RETURNS)
+            or not self._in_range(second.va)
+        ):
             return None
         if self.target.places.get(second.va, Place(0)) & Place.COMMITTED:
             self._skip("a swap across a commit label, whose address is data of the image")

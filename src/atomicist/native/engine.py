@@ -150,7 +150,7 @@ class Engine:
         sources = runtime_sources() | {"tables.h": render(properties, events, error_token)}
         self._lib = c.CDLL(str(shared_object(sources, UNITS)))
         self._lib.atomicist_new.restype = c.c_void_p
-        for name in ("findings", "emitted", "covers", "covers_rsp", "covers_key", "delivered", "offered"):
+        for name in ("findings", "emitted", "covers", "covers_rsp", "covers_key", "ran", "delivered", "offered"):
             getattr(self._lib, f"atomicist_{name}").restype = c.c_void_p
         self._texts: list[str] = [""]
         self._candidates: list[tuple[int, ...]] = [() for _ in KEY_SLOTS]
@@ -240,6 +240,13 @@ class Engine:
             for i in range(size)
             if delivered[i] or offered[i]
         )
+
+    def ran(self) -> bytes:
+        """For each instruction by address: bit 0 it was executed (without compiled code) since
+        the last call, bit 1 it went on behind itself, bit 2 elsewhere."""
+        flags = c.string_at(self._lib.atomicist_ran(self._search), len(self._order))
+        self._lib.atomicist_forget_ran(self._search)
+        return flags
 
     def candidates(self, values: Sequence[Sequence[int]]) -> None:
         """For each key register, the values that certificates are to be tried for."""

@@ -64,14 +64,6 @@ class PatchableEngine(Engine):
         """Let runs that violate a property of the bit set ``properties`` end silently."""
         self._lib.atomicist_ignore(self._search, c.c_uint64(properties))
 
-    def ran(self) -> bytes:
-        """For each instruction by address: bit 0 it was executed (without compiled code) since
-        the last call, bit 1 it went on behind itself, bit 2 elsewhere."""
-        self._lib.atomicist_ran.restype = c.c_void_p
-        flags = c.string_at(self._lib.atomicist_ran(self._search), len(self._order))
-        self._lib.atomicist_forget_ran(self._search)
-        return flags
-
     @contextmanager
     def patched(self, changes: Mapping[int, Insn | None], places: Mapping[int, int]) -> Iterator[None]:
         """Within it, the instruction at each address of ``changes`` is the one given (None:

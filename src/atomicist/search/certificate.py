@@ -139,8 +139,9 @@ class Certifier:
 
 
 def certify(
-    target: Target, *, vectors: tuple[int, ...] = (0, 1, 2, 3), workers: int = 0, listener: Listener = silent
-) -> tuple[Result, tuple[Raw, ...]]:
+    target: Target, *, vectors: tuple[int, ...] = (0, 1, 2, 3), workers: int = 0, listener: Listener = silent,
+    make: type[Workers] = Workers,
+) -> tuple[Result, tuple[Raw, ...]]:  # fmt: skip
     """Certify ``target``; the result without its findings, and the raw findings.
 
     A KeyboardInterrupt ends it cleanly: the result says what was covered."""
@@ -148,7 +149,7 @@ def certify(
     present = tuple(v for v in vectors if EVENTS[v] in target.gates)
     certifier = Certifier(target, present, listener)
     interrupted = False
-    with Workers(target, workers or default_workers(), certifier.key_values()) as pool:
+    with make(target, workers or default_workers(), certifier.key_values()) as pool:
         try:
             certifier.run(pool)
         except KeyboardInterrupt:

@@ -26,7 +26,23 @@ from atomicist.machine.target import Place, Target
 from atomicist.native.flow import observed, reads_writes, successors
 
 _ALL: Final = (1 << SLOTS) - 1
-_CLOBBERED: Final = ("RAX", "RCX", "RDX", "RSI", "RDI", "R8", "R9", "R10", "R11", "CF", "PF", "AF", "ZF", "SF", "OF")
+_CLOBBERED: Final = (
+    "RAX",
+    "RCX",
+    "RDX",
+    "RSI",
+    "RDI",
+    "R8",
+    "R9",
+    "R10",
+    "R11",
+    "CF",
+    "PF",
+    "AF",
+    "ZF",
+    "SF",
+    "OF",
+)
 _NATURAL: Final = tuple(r.size for r in REGISTERS.values())
 _LONGEST: Final = 4
 
@@ -76,7 +92,9 @@ class Liveness:
             after = 0
             for to in self._next[va]:
                 after |= self.at(to)
-            if (va not in self._target.handlers and observed(self._target.insns[va].ops)) or not self._next[va]:
+            if (va not in self._target.handlers and observed(self._target.insns[va].ops)) or not self._next[
+                va
+            ]:
                 after = _ALL
             now = reads | after & ~writes
             if now != self._live[va]:
@@ -152,8 +170,7 @@ class _State:
         if v.space is Space.CONST:
             return ("c", v.off)
         if v.space is Space.TMP:
-            value = self.temps[v.off]
-            return value
+            return self.temps[v.off]
         slot, sub = divmod(v.off, SLOT)
         value = self.slot(slot)
         if sub == 0 and v.size == _NATURAL[slot]:
@@ -184,9 +201,11 @@ class _State:
         done: list[tuple[Expr, int, Expr]] = []
         for store in self.stores:
             at = len(done)
-            while at and _disjoint(store[0], store[1], done[at - 1][0], done[at - 1][1]) and repr(
-                store[:2]
-            ) < repr(done[at - 1][:2]):
+            while (
+                at
+                and _disjoint(store[0], store[1], done[at - 1][0], done[at - 1][1])
+                and repr(store[:2]) < repr(done[at - 1][:2])
+            ):
                 at -= 1
             if at and done[at - 1][:2] == store[:2]:
                 done[at - 1] = store

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -31,7 +31,6 @@ from atomicist.machine.target import Target
 from atomicist.native.engine import NativeFinding, NativeResult
 from atomicist.native.patch import PatchableEngine, PatchError
 from atomicist.search.equivalence import Liveness, same
-from atomicist.search.reach import Origin
 from atomicist.search.schedule import Injection, Schedule
 from atomicist.search.workers import MAX_RUN
 from atomicist.spec.contexts import Context, contexts
@@ -44,7 +43,7 @@ PAIRS_FROM: Final = (
 )  # fmt: skip
 """Start contexts from which two events are tried, in this order."""
 
-CERTIFIED: Final = ("kernel-task", "user-rsp-nmi_stack", "kernel-main-full-0x1ca0")
+CERTIFIED: Final = ("contradiction-rsp-nmi_stack", "contradiction-rip-asm_exc_nmi", "kernel-main-full-0x1ca0")
 """Start contexts that are certified for a mutant alone."""
 
 CHUNK: Final = 64
@@ -87,7 +86,10 @@ class Outcome:
 def probes(target: Target) -> tuple[Probe, ...]:
     """All probes of ``target``, the cheapest first."""
     start = {c.name: c for c in contexts(target)}
-    allowed = {n: [v for v, e in enumerate(EVENTS) if c.only in ("", e) and e in target.gates] for n, c in start.items()}
+    allowed = {
+        n: [v for v, e in enumerate(EVENTS) if c.only in ("", e) and e in target.gates]
+        for n, c in start.items()
+    }
     found = [Probe(c, v, 1 << v, 1) for n, c in start.items() for v in allowed[n]]
     for name in PAIRS_FROM:
         for v in allowed.get(name, ()):
@@ -103,8 +105,8 @@ def run_probe(engine: PatchableEngine, probe: Probe) -> NativeResult:
     if not probe.budget:
         return engine.certify(c.registers, probe.first, expect_df=c.expect_df, no_stack=c.no_stack)
     return engine.enumerate(
-        c.registers, budget=probe.budget, offered=probe.offered, first=1 << probe.first, expect_df=c.expect_df,
-        no_stack=c.no_stack, stop=1,
+        c.registers, budget=probe.budget, offered=probe.offered, first=1 << probe.first,
+        expect_df=c.expect_df, no_stack=c.no_stack, stop=1,
     )  # fmt: skip
 
 
@@ -182,11 +184,11 @@ class Quick:
         try:
             with self._engine.patched(change.insns, {va: int(p) for va, p in change.places.items()}):
                 for n in numbers:
-                    result = run_probe(self._engine, self._probes[n])
-                    if result.findings:
+                    probe = self._probes[n]
+                    found = run_probe(self._engine, probe).findings
+                    if found:
                         kills[n] += 1
-                        return killed(self._target, mutant, self._probes[n].step, self._probes[n].context.name,
-                                      result.findings[0])  # fmt: skip
+                        return killed(self._target, mutant, probe.step, probe.context.name, found[0])
         except PatchError as e:
             return Outcome(mutant.name, "survived", "not run", reason=str(e))
         return None
@@ -226,7 +228,7 @@ def batches(mutator: Mutator, mutants: Sequence[Mutant], most: int) -> list[tupl
         for members, used in found:
             if len(members) < most and not used & taken:
                 members.append(mutant)
-                used |= taken
+                used.update(taken)
                 break
         else:
             found.append(([mutant], set(taken)))
@@ -236,8 +238,3 @@ def batches(mutator: Mutator, mutants: Sequence[Mutant], most: int) -> list[tupl
 def by_name(outcomes: Iterable[Outcome]) -> Mapping[str, Outcome]:
     """The outcomes by the names of their mutants."""
     return {o.name: o for o in outcomes}
-
-
-def origins(origin: Origin) -> Iterator[str]:
-    """The names of start contexts that ``origin`` goes through: one."""
-    yield origin.name

@@ -81,12 +81,15 @@ class WorkerLost(Exception):  # noqa: N818 - it is lost, not wrong
     """A worker was killed from outside; nothing it did is missing from what was reported."""
 
 
-def _work(here: Connection, others: Sequence[Connection]) -> None:
-    """A worker: answers tasks until there are no more.
-
-    It leaves Ctrl-C to its parent, and dies with it."""
+def start() -> None:
+    """A worker leaves Ctrl-C to its parent, and dies with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _work(here: Connection, others: Sequence[Connection]) -> None:
+    """A worker: answers tasks until there are no more."""
+    start()
     for other in others:
         other.close()
     while True:

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Named exceptions: mutants that nothing can tell from the original, each with the reason.
+
+`exceptions.toml` lists them; `judge` holds the list to what was found.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+from atomicist.image.mutate import KINDS, STAGES, Mutant
+from atomicist.search.mutation import Outcome
+
+_FILE: Final = Path(__file__).with_name("exceptions.toml")
+_TEXTS: Final = frozenset({"name", "reason", "was", "mutant"})
+_LISTS: Final = {"kinds": KINDS, "stages": STAGES}
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """One exception: of these ``kinds`` and ``stages`` (empty: all), where ``was`` matches
+    the original instructions and ``mutant`` the mutant's name."""
+
+    name: str
+    reason: str
+    was: str = ".*"
+    mutant: str = ".*"
+    kinds: tuple[str, ...] = ()
+    stages: tuple[str, ...] = ()
+
+    def matches(self, mutant: Mutant) -> bool:
+        """Whether the exception is about ``mutant``."""
+        return (
+            (not self.kinds or mutant.kind in self.kinds)
+            and (not self.stages or mutant.stage in self.stages)
+            and re.fullmatch(self.was, mutant.was) is not None
+            and re.fullmatch(self.mutant, mutant.name) is not None
+        )
+
+
+def read(text: str) -> tuple[Named, ...]:
+    """The exceptions in the TOML ``text``. Raises ValueError if it is not as it has to be."""
+    found = []
+    for row in tomllib.loads(text).get("exception", []):
+        unknown = set(row) - _TEXTS - set(_LISTS)
+        if unknown or not row.get("name") or not row.get("reason"):
+            raise ValueError(f"exception {row.get('name')!r}: {', '.join(sorted(unknown)) or 'no reason'}")
+        for key, known in _LISTS.items():
+            if not set(row.get(key, ())) <= set(known):
+                raise ValueError(f"exception {row['name']!r}: unknown {key}")
+        found.append(Named(**{k: tuple(v) if k in _LISTS else v for k, v in row.items()}))
+    return tuple(found)
+
+
+@cache
+def exceptions() -> tuple[Named, ...]:
+    """All named exceptions."""
+    return read(_FILE.read_text(encoding="utf-8"))
+
+
+def judge(
+    mutants: Sequence[Mutant], outcomes: Mapping[str, Outcome], named: Sequence[Named]
+) -> tuple[dict[str, Outcome], list[str]]:
+    """The outcomes with survivors that are excepted made equivalent; and what is wrong with
+    the list: an exception for which there is no mutant that needs it."""
+    result = dict(outcomes)
+    used: set[str] = set()
+    for mutant in mutants:
+        outcome = result.get(mutant.name)
+        if outcome is None or outcome.status not in ("survived", "passed"):
+            continue
+        for n in named:
+            if n.matches(mutant):
+                used.add(n.name)
+                result[mutant.name] = replace(
+                    outcome, status="equivalent", by=f"named, {outcome.by}", reason=n.reason
+                )
+                break
+    return result, [f"exception '{n.name}' explains no survivor" for n in named if n.name not in used]

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Mutants are what they say, are found for the right reason, or shown to be equivalent; a
+run that was cut short goes on where it was."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import capstone
+import pytest
+
+from atomicist.image import bare
+from atomicist.image.bare import BareConfig
+from atomicist.image.mutate import KINDS, Mutant, Mutator
+from atomicist.machine.target import Target
+from atomicist.search import mutation_run
+from atomicist.search.exceptions import Named, exceptions, judge, read
+from atomicist.search.mutation import Outcome, Quick, batches
+from atomicist.search.mutation_run import Journal
+from atomicist.search.progress import silent
+from atomicist.search.replay import replay
+from atomicist.search.schedule import parse
+
+EVERYTHING_RAN = bytes([7])
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Target:
+    config = BareConfig()
+    return bare.load(bare.build(bare.kernel_source(), config, tmp_path_factory.mktemp("image")), config)
+
+
+@pytest.fixture(scope="module")
+def quick(target: Target) -> Quick:
+    return Quick(target, EVERYTHING_RAN * len(target.insns))
+
+
+@pytest.fixture(scope="module")
+def mutants(quick: Quick) -> dict[str, Mutant]:
+    return {m.name: m for m in quick.mutator.mutants()}
+
+
+def decode(mutator: Mutator, mutant: Mutant) -> list[capstone.CsInsn]:
+    return [d for d in mutator.decoded(mutant) if mutant.va <= d.address]
+
+
+def one(mutator: Mutator, target: Target, mutant: Mutant) -> tuple[capstone.CsInsn, capstone.CsInsn]:
+    insn = target.insns[mutant.va]
+    decoder = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
+    decoder.detail = True
+    return next(decoder.disasm(insn.raw, insn.va)), decode(mutator, mutant)[0]
+
+
+def test_names_are_unique_and_all_kinds_are_there(quick: Quick, mutants: dict[str, Mutant]) -> None:
+    assert len(mutants) == len(quick.mutator.mutants())
+    assert {m.kind for m in mutants.values()} == set(KINDS)
+
+
+def test_each_instruction_is_deleted(quick: Quick, mutants: dict[str, Mutant]) -> None:
+    deleted = {m.va for m in mutants.values() if m.kind == "delete"}
+    same = {i.va for i in quick.mutator.insns if i.text.startswith("nop")}
+    assert {i.va for i in quick.mutator.insns} - deleted <= same
+
+
+def test_mutants_decode_to_what_was_meant(target: Target, quick: Quick, mutants: dict[str, Mutant]) -> None:
+    for mutant in mutants.values():
+        insn = target.insns[mutant.va]
+        now = decode(quick.mutator, mutant)
+        if mutant.kind == "delete":
+            assert [(d.mnemonic, d.size) for d in now] == [("nop", insn.size)], mutant.name
+        elif mutant.kind == "swap":
+            names = [i.text.split()[0] for i in (target.insns[insn.next], insn)]
+            assert [d.mnemonic.split()[0] for d in now[:2]] == names, mutant.name
+        else:
+            old, new = one(quick.mutator, target, mutant)
+            assert new.size == old.size, mutant.name
+            if mutant.kind == "branch":
+                assert old.mnemonic == new.mnemonic
+            elif mutant.kind == "condition":
+                assert old.mnemonic != new.mnemonic
+                assert old.op_str == new.op_str, mutant.name
+            else:
+                assert old.mnemonic == new.mnemonic, mutant.name
+                assert old.op_str != new.op_str, mutant.name
+
+
+def test_off_by_one_is_by_one(target: Target, quick: Quick, mutants: dict[str, Mutant]) -> None:
+    steps = {"displacement": 1, "slot": 8}
+    for mutant in mutants.values():
+        if mutant.kind in steps:
+            old, new = one(quick.mutator, target, mutant)
+            assert abs(old.disp - new.disp) == steps[mutant.kind], mutant.name
+
+
+@pytest.mark.parametrize(
+    ("name", "properties"),
+    [
+        ("delete@asm_exc_nmi+0x6", {"IST001", "IST021"}),  # push rdi
+        ("swap@asm_exc_nmi+0x6", {"IST001"}),  # rdi and rsi
+        ("delete@asm_exc_nmi+0x3", {"IST011", "IST028"}),  # cld
+        ("delete@atomic_ist_commit_nmi+0x18", {"IST028"}),  # xor r12d, r12d
+        ("delete@native_iret", {"IST018", "IST017", "IST014"}),
+    ],
+)
+def test_killed_for_the_right_reason(
+    quick: Quick, mutants: dict[str, Mutant], name: str, properties: set[str]
+) -> None:
+    mutant = mutants[name]
+    (outcome,) = quick.chunk([mutant])
+    assert outcome.status == "killed"
+    assert outcome.property in properties
+    # the reference interpreter says so too
+    mutated = quick.mutator.apply((mutant,))
+    assert replay(mutated, parse(outcome.schedule, mutated)).verdict.property == outcome.property
+
+
+def test_equivalent_is_shown(quick: Quick, mutants: dict[str, Mutant]) -> None:
+    swapped = next(m for m in mutants.values() if m.was == "xor r8d, r8d; xor r9d, r9d")
+    (outcome,) = quick.chunk([swapped])
+    assert (outcome.status, outcome.reason) == ("equivalent", "the instructions commute")
+
+
+def test_no_argument_for_what_differs(quick: Quick, mutants: dict[str, Mutant]) -> None:
+    for name in ("swap@asm_exc_nmi+0x6", "delete@atomic_ist_commit_nmi+0x18"):
+        mutant = mutants[name]
+        assert not quick.argument(mutant, quick.mutator.lift(mutant.edits))
+
+
+def test_unreached(target: Target, mutants: dict[str, Mutant]) -> None:
+    nothing = Quick(target, bytes(len(target.insns)))
+    (outcome,) = nothing.chunk([mutants["delete@asm_exc_nmi+0x6"]])
+    assert (outcome.status, outcome.reason) == ("equivalent", "never executed")
+
+
+def test_batches_do_not_overlap(quick: Quick, mutants: dict[str, Mutant]) -> None:
+    some = list(mutants.values())[:300]
+    found = batches(quick.mutator, some, 50)
+    assert sorted(m.name for b in found for m in b) == sorted(m.name for m in some)
+    for batch in found:
+        taken = [va + k for m in batch for va, new in m.edits for k in range(len(new))]
+        assert len(taken) == len(set(taken)) <= 50 * 30
+
+
+def test_a_patched_engine_is_as_before_afterwards(quick: Quick, mutants: dict[str, Mutant]) -> None:
+    mutant = mutants["delete@asm_exc_nmi+0x6"]
+    assert [o.status for o in quick.chunk([mutant, mutant])] == ["killed", "killed"]
+    swapped = next(m for m in mutants.values() if m.was == "xor r8d, r8d; xor r9d, r9d")
+    assert quick.chunk([swapped])[0].status == "equivalent"
+
+
+# --- the journal ---
+
+
+def outcomes(*names: str) -> list[Outcome]:
+    return [Outcome(n, "killed", "one event", "IST001", "user:NMI", "", 0.5) for n in names]
+
+
+def test_journal_survives_a_kill(tmp_path: Path) -> None:
+    place = tmp_path / "journal"
+    journal = Journal(place, "x")
+    journal.add_ran(b"\x01\x02")
+    journal.add("a", outcomes("m1"))
+    whole = place.read_bytes()
+    journal.add("b", outcomes("m2"))
+    for cut in range(len(whole) + 1, len(place.read_bytes())):
+        (tmp_path / "cut").write_bytes(place.read_bytes()[:cut])
+        again = Journal(tmp_path / "cut", "x")
+        assert again.ran == b"\x01\x02"
+        assert again.portions["a"] == outcomes("m1")
+        again.add("c", outcomes("m3"))
+        assert Journal(tmp_path / "cut", "x").portions["c"] == outcomes("m3")
+
+
+def test_journal_of_something_else_is_not_used(tmp_path: Path) -> None:
+    Journal(tmp_path / "j", "one image").add("a", outcomes("m1"))
+    assert not Journal(tmp_path / "j", "another").portions
+    assert json.loads((tmp_path / "j").read_text()) == {"about": "another"}
+
+
+def test_finished_portions_are_not_done_again(tmp_path: Path) -> None:
+    done: list[int] = []
+
+    def work(number: int) -> tuple[str, list[Outcome]]:
+        if number == 2 and len(done) < 3:
+            done.append(number)
+            raise KeyboardInterrupt
+        done.append(number)
+        return f"p{number}", outcomes(f"m{number}")
+
+    def portions() -> Iterator[list[Outcome]]:
+        journal = Journal(tmp_path / "j", "x")
+        return mutation_run._portions(journal, ["p0", "p1", "p2", "p3"], work, 1, "", 4, silent)
+
+    with pytest.raises(KeyboardInterrupt):
+        list(portions())
+    assert [o.name for p in portions() for o in p] == ["m0", "m1", "m2", "m3"]
+    assert done == [0, 1, 2, 2, 3]
+
+
+# --- named exceptions ---
+
+
+def test_an_exception_needs_a_reason() -> None:
+    with pytest.raises(ValueError, match="no reason"):
+        read("[[exception]]\nname = 'x'\n")
+    with pytest.raises(ValueError, match="unknown kinds"):
+        read("[[exception]]\nname = 'x'\nreason = 'y'\nkinds = ['?']\n")
+
+
+def test_an_exception_without_a_survivor_is_wrong(mutants: dict[str, Mutant]) -> None:
+    some = [mutants["delete@asm_exc_nmi+0x6"]]
+    named = Named("x", "because", kinds=("delete",))
+    killed = {some[0].name: outcomes(some[0].name)[0]}
+    assert judge(some, killed, [named])[1] == ["exception 'x' explains no survivor"]
+    left = {some[0].name: Outcome(some[0].name, "survived", "closed")}
+    judged, wrong = judge(some, left, [named])
+    assert not wrong
+    assert judged[some[0].name].status == "equivalent"
+
+
+def test_exceptions_are_about_mutants_that_are_there_and_are_not_found(
+    quick: Quick, mutants: dict[str, Mutant]
+) -> None:
+    for named in exceptions():
+        matched = [m for m in mutants.values() if named.matches(m)]
+        assert matched, named.name
+        found = [o.name for o in quick.chunk(matched[:: max(1, len(matched) // 8)]) if o.status == "killed"]
+        assert not found, named.name
