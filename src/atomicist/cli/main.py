@@ -21,6 +21,7 @@ from atomicist.cli.errors import BAD_INPUT, INTERRUPTED, UsageError
 VERBS: Final = {
     "verify": "check an image at every instruction boundary",
     "replay": "run one schedule and explain what happens",
+    "view": "make a page of one run: procedure, stacks, code",
     "specimens": "list the known-bad variants, to see the checker find them",
     "thunks": "turn the return thunks of an object file into jumps to where they return",
     "explain": "say what a property means and what to do about it",

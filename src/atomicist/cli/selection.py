@@ -13,6 +13,7 @@ from atomicist.cli.errors import UsageError
 from atomicist.image import bare, specimens, vmlinux
 from atomicist.image.bare import BareConfig
 from atomicist.image.source_lines import SourceLines
+from atomicist.image.source_text import SourceText
 from atomicist.machine.target import Target
 from atomicist.native.build import cache_dir
 from atomicist.report.places import Source, no_lines
@@ -24,12 +25,13 @@ _BARE = ("cc", "no_pti", "no_pcid", "no_fsgsbase")
 @dataclass(frozen=True, slots=True)
 class Image:
     """A target; the ``options`` that select it again; where its source lines are; start
-    ``contexts`` in which its defect shows, if it is a specimen."""
+    ``contexts`` in which its defect shows, if it is a specimen; the ``text`` of a line."""
 
     target: Target
     options: tuple[str, ...]
     source: Source = no_lines
     contexts: tuple[str, ...] = ()
+    text: SourceText | None = None
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,11 +64,13 @@ def select(args: argparse.Namespace) -> Image:
     )
     if args.specimen is None:
         path = bare.build(bare.kernel_source(), config, cache_dir())
-        return Image(bare.load(path, config), options, SourceLines(path))
+        return Image(bare.load(path, config), options, SourceLines(path), text=SourceText())
     found = specimens.find(args.specimen)
     path = specimens.build(found, config, cache_dir())
     target = bare.load(path, found.configured(config), found.name)
-    return Image(target, ("--specimen", found.name, *options), SourceLines(path), found.contexts)
+    return Image(
+        target, ("--specimen", found.name, *options), SourceLines(path), found.contexts, SourceText(found)
+    )
 
 
 def _kernel(file: str, features: str | None) -> Image:

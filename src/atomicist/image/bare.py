@@ -28,6 +28,7 @@ from atomicist.image.thunks import boot_patched
 from atomicist.isa.delivery import DB, DF, GP, MC, NMI, NP, PF, SS, TSS_IST1, TSS_RSP0, UD, VC, Gate
 from atomicist.isa.lift import Lifter
 from atomicist.machine.memory import PAGE, Page, PageFlag, Region, RegionKind
+from atomicist.machine.stages import COMMITTED, DOUBLE_FAULT
 from atomicist.machine.target import Place, Target
 
 KERNEL_PGD: Final = 0x0000_0001_2340_0000
@@ -224,9 +225,9 @@ class _Loader:
             if start <= va < end:
                 places[va] = Place.ENTRY
         for name, address in self._symbols.items():
-            if re.fullmatch(r"atomic_ist_committed_\w+", name):
+            if re.fullmatch(COMMITTED, name):
                 places[address] = places.get(address, Place(0)) | Place.COMMITTED
-            elif re.fullmatch(r"atomic_ist_double_fault_\w+", name):
+            elif re.fullmatch(DOUBLE_FAULT, name):
                 limit = min((a for a in starts if a > address), default=address + 64)
                 mark = Place.DELIBERATE | (Place.NO_ROOM if "_overflow" in name else Place(0))
                 for va in insns:

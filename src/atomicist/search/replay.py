@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 from atomicist.isa.delivery import VECTORS
 from atomicist.isa.ir import Note
@@ -109,11 +109,24 @@ class Timed:
     depth: int = 0
 
 
+class Tape(Protocol):
+    """Looks on while a schedule is replayed on its ``machine``."""
+
+    @property
+    def machine(self) -> Machine:
+        """The machine to replay on."""
+
+    def mark(self, index: int) -> None:
+        """Step ``index`` begins; nothing of it has happened yet."""
+
+
 class _Run:
     def __init__(
-        self, target: Target, context: Context, schedule: Schedule, timed: Sequence[Timed] = ()
-    ) -> None:
-        self.machine = Machine(target)
+        self, target: Target, context: Context, schedule: Schedule, timed: Sequence[Timed] = (),
+        tape: Tape | None = None,
+    ) -> None:  # fmt: skip
+        self._tape = tape
+        self.machine = Machine(target) if tape is None else tape.machine
         self.machine.registers[:] = context.registers
         self.machine.watch = self._store
         self.observer = Observer(self.machine, expect_df=context.expect_df, no_stack=context.no_stack)
@@ -207,6 +220,8 @@ class _Run:
 
     def _log(self, kind: str, text: str) -> None:
         steps = self.replay.steps
+        if self._tape is not None:
+            self._tape.mark(len(steps))
         steps.append(Step(len(steps), kind, self.machine["RIP"], text, len(self.observer.instances)))
 
     def _inject(self, injection: Injection) -> None:
@@ -304,12 +319,12 @@ class _Run:
         self.replay.writes.setdefault(address, []).append(write)
 
 
-def replay(target: Target, schedule: Schedule) -> Replay:
-    """Run ``schedule`` on the reference interpreter.
+def replay(target: Target, schedule: Schedule, tape: Tape | None = None) -> Replay:
+    """Run ``schedule`` on the reference interpreter, on the machine of ``tape`` if given.
 
     Raises `ScheduleError` if its context does not exist or an event cannot be
     delivered where it says."""
-    return _Run(target, find_context(target, schedule.context), schedule).run()
+    return _Run(target, find_context(target, schedule.context), schedule, (), tape).run()
 
 
 def replay_timed(target: Target, context: Context, timed: Sequence[Timed]) -> Replay:
