@@ -7,7 +7,7 @@ BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup verify test test-all lint format kernel-image bench fuzz lock clean distclean
+.PHONY: help setup setup-tests verify test test-all lint format kernel-image bench fuzz lock clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,13 +16,16 @@ help: ## this list
 setup: ## .venv with the locked versions, and the Debian packages
 	@tools/bootstrap
 
+setup-tests:
+	@tools/bootstrap --browser
+
 verify: setup ## the main job: our entry closed; a naive one and Debian's kernel for comparison
 	@$(if $(ARGS),$(BIN)/atomicist verify $(ARGS),tools/verify-all)
 
-test: setup ## the tests, without those that are slow or need a Linux tree
+test: setup-tests ## the tests, without those that are slow or need a Linux tree
 	@$(BIN)/python -m pytest -m "not slow and not kernel" $(ARGS)
 
-test-all: setup ## all tests
+test-all: setup-tests ## all tests
 	@$(BIN)/python -m pytest $(ARGS)
 
 lint: setup ## style, format and types

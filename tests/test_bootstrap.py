@@ -154,6 +154,15 @@ def test_only_what_is_missing(machine: Machine) -> None:
     assert_says_what_to_run(machine.run(), "apt-get install -y --no-install-recommends binutils")
 
 
+def test_the_browser_only_when_asked_for(ready: Machine, tmp_path: Path) -> None:
+    font = tmp_path / "font.ttf"
+    wanted = ready.run("--browser", FONT=str(font))
+    assert_says_what_to_run(wanted, "apt-get install -y --no-install-recommends chromium fonts-dejavu-core")
+    font.touch()
+    ready.add("chromium")
+    assert ready.run("--browser", FONT=str(font)).returncode == 0
+
+
 @pytest.mark.parametrize("python", [None, "#!/bin/sh\nexit 127\n"], ids=["none", "only a shim"])
 def test_no_python_that_serves(ready: Machine, python: str | None) -> None:
     (ready.bin / "python3").unlink()
@@ -375,7 +384,7 @@ def test_two_at_once(ready: Machine) -> None:
 def test_unknown_argument(ready: Machine) -> None:
     result = ready.run("--instal")
     assert result.returncode == 2
-    assert result.stderr == "usage: tools/bootstrap [--no-install]\n"
+    assert result.stderr == "usage: tools/bootstrap [--no-install] [--browser]\n"
 
 
 @pytest.mark.parametrize("target", ["verify", "test", "bench", "kernel-image"])

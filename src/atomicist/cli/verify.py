@@ -9,6 +9,7 @@ import sys
 from atomicist.cli import selection
 from atomicist.cli.errors import FINDINGS, NOT_CLOSED, PASSED, UsageError
 from atomicist.cli.main import status_of_interrupt
+from atomicist.cli.whole_page import whole_page
 from atomicist.report.as_json import result_json
 from atomicist.report.as_junit import result_junit
 from atomicist.report.as_ktap import result_ktap
@@ -54,6 +55,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     output.add_argument("--ktap", action="store_true", help="the result as KTAP on the standard output")
     output.add_argument("--junit", metavar="FILE", help="the result as JUnit XML")
+    output.add_argument(
+        "--html", metavar="FILE", help="the result as a page to look at, complete in one file"
+    )
     output.add_argument("--quiet", action="store_true", help="no progress, and the verdict in one line")
 
 
@@ -73,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     to_program = args.json == "-" or args.ktap
     files = {
         form: OutputFile(name)
-        for form, name in (("json", args.json), ("junit", args.junit))
+        for form, name in (("json", args.json), ("junit", args.junit), ("html", args.html))
         if name is not None and (form, name) != ("json", "-")
     }
     vectors = _vectors(args.vector)
@@ -95,12 +99,21 @@ def run(args: argparse.Namespace) -> int:
         files["json"].write(result_json(result))
     if "junit" in files:
         files["junit"].write(result_junit(result))
+    if "html" in files:
+        files["html"].write(whole_page(result, image, _command(args, image)))
     if args.json == "-":
         Terminal(sys.stdout).data(result_json(result))
     if args.ktap:
         Terminal(sys.stdout).data(result_ktap(result))
     _show(terminal, result, shown, image, args.budget or BUDGET, quiet=args.quiet)
     return _status(result)
+
+
+def _command(args: argparse.Namespace, image: selection.Image) -> str:
+    """The command line that finds the same again."""
+    chosen = [(f"--{key}", str(value)) for key in ("vector", "budget") if (value := getattr(args, key))]
+    chosen += [("--context", name) for name in args.context or ()]
+    return selection.command("verify", *image.options, *(word for option in chosen for word in option))
 
 
 def _status(result: Result) -> int:

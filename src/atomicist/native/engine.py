@@ -130,6 +130,9 @@ class NativeResult:
     lowest_main: int
     overflow: int
     dependence: tuple[int, int] | None
+    injected: tuple[tuple[int, int, int, int], ...] = ()
+    """(address, event, times that it was delivered there one by one, times that a certificate
+    tried it there, by a class that it belongs to or one by one): all that are not zero."""
 
 
 class Engine:
@@ -147,11 +150,12 @@ class Engine:
         sources = runtime_sources() | {"tables.h": render(properties, events, error_token)}
         self._lib = c.CDLL(str(shared_object(sources, UNITS)))
         self._lib.atomicist_new.restype = c.c_void_p
-        for name in ("findings", "emitted", "covers", "covers_rsp", "covers_key"):
+        for name in ("findings", "emitted", "covers", "covers_rsp", "covers_key", "delivered", "offered"):
             getattr(self._lib, f"atomicist_{name}").restype = c.c_void_p
         self._texts: list[str] = [""]
         self._candidates: list[tuple[int, ...]] = [() for _ in KEY_SLOTS]
         self._order = sorted(target.insns)
+        self._events = len(events)
         self._image = self._make_image(target, events, max_steps)
         self._search = c.c_void_p(self._lib.atomicist_new(c.byref(self._image)))
         if self._search.value is None:
@@ -204,7 +208,20 @@ class Engine:
             tuple(self._findings(int(t.findings))), emitted, covers, covers_rsp,
             self._covered_values(), t.guest_insns, t.interleavings, t.executed, t.boundaries, t.hits,
             t.misses, t.worst_commit, t.lowest_main, int(t.overflow), broken,
+            self._injected(),
         )  # fmt: skip
+
+    def _injected(self) -> tuple[tuple[int, int, int, int], ...]:
+        size = len(self._order) * self._events
+        delivered, offered = (
+            memoryview(c.string_at(getattr(self._lib, f"atomicist_{name}")(self._search), 8 * size)).cast("Q")
+            for name in ("delivered", "offered")
+        )
+        return tuple(
+            (self._order[i // self._events], i % self._events, delivered[i], offered[i])
+            for i in range(size)
+            if delivered[i] or offered[i]
+        )
 
     def candidates(self, values: Sequence[Sequence[int]]) -> None:
         """For each key register, the values that certificates are to be tried for."""

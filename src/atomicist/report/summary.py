@@ -30,12 +30,12 @@ def verdict(result: Result) -> Line:
     return Line("PASSED: nothing found, and nothing is left to try", "bold green")
 
 
-def show_summary(terminal: Terminal, result: Result) -> None:
-    """Print what was covered, and the verdict."""
+def facts(result: Result) -> list[tuple[str, str]]:
+    """What was covered: names and values, without those of which there is nothing to say."""
     c = result.coverage
     covered = f", covered by {count(c.certificates, 'certificate')}" if c.certificates else ""
     rate = f", {short(c.interleavings / result.seconds)}/s" if result.seconds > 0.05 else ""
-    facts = [
+    said = [
         ("image", f"{name(result.image)} ({' '.join(map(clean, result.config))})"),
         ("build id", clean(result.build_id) or "none"),
         ("engine", clean(result.engine)),
@@ -50,12 +50,16 @@ def show_summary(terminal: Terminal, result: Result) -> None:
         ("time", duration(result.seconds)),
     ]
     unsaid = {"states": c.states, "way to commit": result.commit_distance, "main stack": result.main_stack}
+    return [(key, value) for key, value in said if unsaid.get(key, 1)]
+
+
+def show_summary(terminal: Terminal, result: Result) -> None:
+    """Print what was covered, and the verdict."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
-    for key, value in facts:
-        if unsaid.get(key, 1):
-            table.add_row(Text(key), Text(value))
+    for key, value in facts(result):
+        table.add_row(Text(key), Text(value))
     terminal.print(table)
     terminal.say()
     said = verdict(result)

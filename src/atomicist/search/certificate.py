@@ -29,6 +29,7 @@ from typing import Final
 from atomicist.isa.registers import BY_SLOT, SLOTS
 from atomicist.machine.target import Target
 from atomicist.native.engine import NativeFinding, NativeResult
+from atomicist.search.injected import Injected
 from atomicist.search.progress import Listener, Progress, silent
 from atomicist.search.reach import Origin, Reach
 from atomicist.search.result import Coverage, Result
@@ -70,6 +71,7 @@ class Certifier:
         self._reach = Reach(target)
         self._done = 0
         self.coverage = Coverage()
+        self.injected = Injected()
         self.findings: list[Raw] = []
         self.open_because = ""
         self.commit_distance = 0
@@ -92,6 +94,7 @@ class Certifier:
                 break
             self._round(workers, chosen)
         self.coverage += Coverage(contexts=self._reach.size())
+        self.injected.contexts = self._reach.by_rip()
         self.open_because = self.open_because or self._reach.unplaced
         if len(self.findings) >= STOP_AFTER:
             self.open_because = f"stopped after {len(self.findings)} contexts with findings"
@@ -117,6 +120,7 @@ class Certifier:
             self.coverage += Coverage(r.boundaries, r.interleavings, r.misses, r.misses, 0, 0, r.guest_insns)
             self.commit_distance = max(self.commit_distance, r.worst_commit)
             self.lowest_main = min(self.lowest_main, r.lowest_main)
+            self.injected.add(r.injected)
             self._judge(context, r)
         self.coverage += Coverage(certificates=1)
         self._reach.certified(context, results, sound=not found)
@@ -155,6 +159,6 @@ def certify(
     result = Result(
         target.name, target.build_id, target.config, "native (certificates)", certifier.coverage,
         not because and not certifier.findings, because, (), certifier.commit_distance, used,
-        time.monotonic() - started, interrupted,
+        time.monotonic() - started, interrupted, certifier.injected.boundaries(target, vectors),
     )  # fmt: skip
     return result, tuple(certifier.findings)

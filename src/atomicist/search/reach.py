@@ -416,6 +416,14 @@ class Reach:
                 return self._origin(group, rip, bit, before)
         raise LookupError("a member without origin")
 
+    def by_rip(self) -> dict[int, int]:
+        """For each instruction, how many contexts were met at it."""
+        met: dict[int, int] = {}
+        for sets in self._sets.values():
+            for rip, known in sets.by_rip.items():
+                met[rip] = met.get(rip, 0) + known.words.bit_count()
+        return met
+
     def size(self) -> int:
         """How many contexts were met."""
         return sum(known.words.bit_count() for sets in self._sets.values() for known in sets.by_rip.values())

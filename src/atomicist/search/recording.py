@@ -109,13 +109,14 @@ def _assemble(target: Target, played: Replay, tape: Tape) -> Recording:
     for address, writes in played.writes.items():
         for index in dict.fromkeys(w.step for w in writes if w.by != "freed"):
             stored.setdefault(index, []).append(Stored(address, tape.sources.get((index, address))))
+    claims = target.claims
     moments = []
     for step in played.steps:
         now, then = states[step.index], states[step.index + 1]
         region = _stack(target, now["RSP"])
         moments.append(
             Moment(
-                labelled(target.symbolize(step.rip).partition("+")[0]) if target.claims else "",
+                labelled(target.symbolize(step.rip).partition("+")[0]) if claims else "",
                 now["RSP"],
                 bool(now["CS"] & 3),
                 region.name if region else "",
@@ -124,9 +125,7 @@ def _assemble(target: Target, played: Replay, tape: Tape) -> Recording:
             )
         )
     stacks = tuple(Stack(r.name, KINDS[r.kind], r.bottom, r.top) for r in target.regions)
-    return Recording(
-        played, tuple(moments), states[0], STAGES, stacks, target.slot_bytes if target.claims else 0
-    )
+    return Recording(played, tuple(moments), states[0], STAGES, stacks, target.slot_bytes if claims else 0)
 
 
 def follow(target: Target, schedule: Schedule) -> tuple[Recording, tuple[tuple[int, Injection], ...]]:

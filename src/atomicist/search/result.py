@@ -47,13 +47,38 @@ class Coverage:
 
 
 @dataclass(frozen=True, slots=True)
+class Boundary:
+    """The point before the instruction ``text`` at ``rip``, ``offset`` bytes into ``function``,
+    and for each event of `spec.events.EVENTS` what came there.
+
+    ``delivered``: so often it was delivered there, one by one; ``covered``: so often a
+    certificate tried it there and knew the outcome by a class that it belongs to;
+    ``contexts``: so many contexts were met there behind a commit, each of them covered by
+    certificates with every event first."""
+
+    rip: int
+    function: str
+    offset: int
+    text: str
+    delivered: tuple[int, ...]
+    covered: tuple[int, ...]
+    contexts: int
+
+    @property
+    def reached(self) -> bool:
+        """Whether any event came there, by whichever way."""
+        return bool(self.contexts or any(self.delivered) or any(self.covered))
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """The outcome of one search over one image.
 
     ``closed``: nothing is left to try; else ``open_because`` says why.
     ``commit_distance`` is the longest way from a delivery to its commit, in
     instructions; ``main_stack`` the most bytes of the main stack in use when a
-    handler was called.  ``seconds`` is wall time."""
+    handler was called.  ``seconds`` is wall time.  ``boundaries``: of all code that is known, in the order of
+    addresses, what came where."""
 
     image: str
     build_id: str
@@ -67,3 +92,4 @@ class Result:
     main_stack: int
     seconds: float
     interrupted: bool = False
+    boundaries: tuple[Boundary, ...] = ()

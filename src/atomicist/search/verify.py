@@ -14,6 +14,7 @@ from atomicist.machine.target import Target
 from atomicist.native.codegen import compiled
 from atomicist.native.engine import NativeEvent, NativeFinding, NativeResult
 from atomicist.search.certificate import Raw, certify
+from atomicist.search.injected import Injected
 from atomicist.search.progress import Listener, Progress, silent
 from atomicist.search.reach import Origin
 from atomicist.search.replay import Replay, Timed, find_context, replay_timed
@@ -74,6 +75,7 @@ def enumerate_all(
     offered = sum(1 << v for v in present)
     tasks = [_Task(find_context(target, n), v, offered, budget) for n in names for v in present]
     coverage, raw, because = Coverage(contexts=len(names)), [], ""
+    injected = Injected()
     interrupted = False
     # once, here: workers that were forked before would each compile it
     compiled(target, CODES, EVENTS, ERROR_TOKEN)
@@ -81,6 +83,7 @@ def enumerate_all(
         try:
             for done, (task, r) in enumerate(zip(tasks, pool.map(_enumerate, tasks), strict=True), start=1):
                 coverage += Coverage(r.boundaries, r.executed, r.executed, 0, 0, 0, r.guest_insns)
+                injected.add(r.injected)
                 raw += [Raw(Origin(task.context.name), task.context, f) for f in r.findings]
                 if r.overflow:
                     because = f"a table of the search overflowed (line {r.overflow})"
@@ -90,7 +93,7 @@ def enumerate_all(
     because = "interrupted" if interrupted else because or f"schedules are bounded at {budget} events"
     return Result(
         target.name, target.build_id, target.config, "native (enumeration)", coverage, False, because, (),
-        0, 0, time.monotonic() - started, interrupted,
+        0, 0, time.monotonic() - started, interrupted, injected.boundaries(target, present),
     ), tuple(raw)  # fmt: skip
 
 

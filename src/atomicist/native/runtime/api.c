@@ -26,6 +26,8 @@ EXPORT void atomicist_free(struct search *s)
 		free(m->node_hash);
 		free(m->findings);
 		free(m->insn_hash);
+		free(m->delivered);
+		free(m->offered);
 		free(m->insn_direct);
 		free(m);
 	}
@@ -119,6 +121,8 @@ EXPORT struct search *atomicist_new(const struct image *im)
 	m->nodes = malloc(m->capnodes * sizeof(*m->nodes));
 	m->lazies = malloc(m->caplazies * sizeof(*m->lazies));
 	m->node_hash = calloc(m->hash_size, sizeof(u32));
+	m->delivered = calloc((size_t)im->ninsns * NVEC + 1, sizeof(*m->delivered));
+	m->offered = calloc((size_t)im->ninsns * NVEC + 1, sizeof(*m->offered));
 	m->findings = malloc(m->capfindings * sizeof(*m->findings));
 	s->memo = malloc(MAX_MEMO * sizeof(*s->memo));
 	s->committed = malloc(MAX_COMMITTED * sizeof(*s->committed));
@@ -130,7 +134,7 @@ EXPORT struct search *atomicist_new(const struct image *im)
 	s->hashes = calloc(s->hashes_size, sizeof(*s->hashes));
 	if (!m->mem || !m->journal || !m->depended || !m->version || !m->mnode || !m->mscope || !m->pages || !m->regions || !m->log || !m->clean || !m->nodes ||
 	    !m->lazies || !m->node_hash || !m->findings || !s->memo || !s->committed || !s->out || !s->seen ||
-	    !s->covers || !s->covers_rsp || !s->hashes || !s->cleans || !index_insns(m)) {
+	    !s->covers || !s->covers_rsp || !s->hashes || !s->cleans || !m->delivered || !m->offered || !index_insns(m)) {
 		atomicist_free(s);
 		return NULL;
 	}
@@ -152,6 +156,8 @@ static void fresh(struct search *s)
 	/* each certificate names all that it meets: for its other members these are others */
 	s->nseen = 0;
 	memset(s->seen, 0, s->seen_size * sizeof(*s->seen));
+	memset(s->m->delivered, 0, s->m->im->ninsns * NVEC * sizeof(*s->m->delivered));
+	memset(s->m->offered, 0, s->m->im->ninsns * NVEC * sizeof(*s->m->offered));
 	s->m->guest_insns = s->m->interleavings = s->m->executed = s->m->boundaries = 0;
 	s->hits = s->misses = 0;
 }
@@ -200,6 +206,17 @@ EXPORT const struct finding *atomicist_findings(const struct search *s)
 EXPORT const struct emitted *atomicist_emitted(const struct search *s)
 {
 	return s->out;
+}
+
+/* By instruction and event: how often it was delivered there one by one, how often tried in all. */
+EXPORT const u64 *atomicist_delivered(const struct search *s)
+{
+	return s->m->delivered;
+}
+
+EXPORT const u64 *atomicist_offered(const struct search *s)
+{
+	return s->m->offered;
 }
 
 EXPORT const u8 *atomicist_covers(const struct search *s)

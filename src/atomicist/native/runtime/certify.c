@@ -524,6 +524,7 @@ static int explore(struct search *s, u32 chain, u64 *count)
 				under_way |= c % 8 == v + 1;
 			if (under_way)
 				continue;
+			count_event(m, m->offered, in, v);
 			st = try_event(s, chain, v, count);
 			if (st != GOES_ON)
 				return st;

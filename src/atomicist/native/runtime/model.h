@@ -313,6 +313,7 @@ struct machine {
 	u32 no_stack;		/* the context's RSP is not a kernel stack's (gap) */
 	u32 overflow;		/* source line of a table that was too small, or 0 */
 
+	u64 *delivered, *offered;	/* by instruction and event: how often it came there, one by one and in all */
 	u64 guest_insns;
 	u64 interleavings;
 	u64 executed;
@@ -365,6 +366,13 @@ u64 apply(u32 code, u64 a, u32 sa, u64 b, u32 sb, u32 size);
 
 /* exec.c */
 const struct insn *insn_at(struct machine *m, u64 va);
+
+/* One more event `vector` at `in`, in the table `counts` of the machine. */
+static inline void count_event(const struct machine *m, u64 *counts, const struct insn *in, u32 vector)
+{
+	if (in)
+		counts[(u64)(in - m->im->insns) * NVEC + vector]++;
+}
 int step(struct machine *m);
 int deliver(struct machine *m, u32 vector, u64 error);
 

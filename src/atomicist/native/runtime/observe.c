@@ -144,6 +144,7 @@ int push_event(struct machine *m, u32 vector)
 		m->overflow = __LINE__;
 		return FOUND;
 	}
+	count_event(m, m->delivered, at, vector);
 	in->vector = vector;
 	in->handled = in->abandoned = 0;
 	in->in_entry = at && at->place & IN_ENTRY && !user(m->r);
