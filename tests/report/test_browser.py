@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, Playwright, expect, sync_playwright
+from playwright.sync_api import Browser, Dialog, Page, Playwright, expect, sync_playwright
 
 from atomicist.cli.main import main
 from atomicist.image.bare import BareConfig, build, kernel_source, load
@@ -60,8 +60,12 @@ class Watched:
         self.wrong: list[str] = []
         page.on("console", lambda m: self.wrong.append(f"console: {m.text}"))
         page.on("pageerror", lambda e: self.wrong.append(f"error: {e}"))
-        page.on("dialog", lambda d: (self.wrong.append(f"dialog: {d.message}"), d.dismiss()))
+        page.on("dialog", self._dialog)
         page.on("request", lambda r: None if r.url.startswith("file:") else self.wrong.append(r.url))
+
+    def _dialog(self, dialog: Dialog) -> None:
+        self.wrong.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
 
     def open(self, path: Path, fragment: str = "") -> Page:
         self.page.goto(f"{path.as_uri()}{fragment}")
@@ -313,7 +317,7 @@ def test_the_policy_lets_nothing_else_run(wide: Watched, hole: Path) -> None:
     wide.wrong.clear()
 
 
-def test_a_long_run(wide: Watched, long: Path, record_property: pytest.RecordProperty) -> None:
+def test_a_long_run(wide: Watched, long: Path, record_property: Callable[[str, object], None]) -> None:
     assert long.stat().st_size < MAX_PAGE
     page = wide.open(long)
     assert page.evaluate("atomicist.views[0].run.length") > 2_000
