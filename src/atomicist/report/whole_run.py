@@ -114,12 +114,12 @@ def _functions(result: Result, hits: Hits, lines: Mapping[int, str]) -> list[dic
 
 def _cell(result: Result, b: Boundary, event: int, found: Sequence[int]) -> list[Any] | int:
     """One by one, by class, contexts, findings, the worst property, schedules; 0: nothing."""
-    if not (b.delivered[event] or b.covered[event] or b.contexts or found):
+    if not (b.delivered[event] or b.covered[event] or b.contexts[event] or found):
         return 0
     findings = sorted((result.findings[i] for i in found), key=lambda f: severity(f.property))
     worst = findings[0].property if findings else ""
     samples = list(dict.fromkeys(clean(f.schedule) for f in findings))[:SAMPLES]
-    return [b.delivered[event], b.covered[event], b.contexts, len(found), worst, samples]
+    return [b.delivered[event], b.covered[event], b.contexts[event], len(found), worst, samples]
 
 
 def _files(

@@ -19,7 +19,7 @@ class CodeView {
     }));
     const list = el("ol", { class: "listing", "aria-label": "Instructions around this step" }, this.lines.map((l) => l.li));
     this.root = el("section", { class: "pane code", "aria-label": "Code view" },
-      el("header", {}, el("h2", {}, "Code"), el("span", { class: "quiet" }, "as executed; registers after the step")),
+      el("header", {}, el("h2", {}, "Code"), el("span", { class: "quiet" }, "registers after the step")),
       el("div", { class: "tall" }, el("div", { class: "body" }, list, this.source, el("dl", { class: "regs" }, [...this.registers.values()].map((r) => r.root)))));
   }
   show(step) {

@@ -2,10 +2,18 @@
 // Reads the data of the page and shows it; the step is in the URL's fragment.
 function fragment() { return new URLSearchParams(location.hash.slice(1)); }
 
+// Browsers slow down who changes the address too often.
+const pending = new Map();
+let writing = 0;
 function keep(key, value) {
-  const now = fragment();
-  now.set(key, String(value));
-  history.replaceState(null, "", `#${now}`);
+  pending.set(key, String(value));
+  writing = writing || setTimeout(() => {
+    const now = fragment();
+    for (const [k, v] of pending) now.set(k, v);
+    pending.clear();
+    writing = 0;
+    history.replaceState(null, "", `#${now}`);
+  }, 120);
 }
 
 function stepOf(view, key) {

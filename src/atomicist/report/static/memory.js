@@ -39,11 +39,9 @@ class MemoryView {
     return c;
   }
   show(step) {
-    const moved = this.at !== step;
     this.at = step;
     for (const t of this.tables) this.update(t, step);
     this.showDetail(step);
-    if (moved) this.reveal(step);
   }
   update(t, step) {
     const { run } = this, low = run.low(t.stack, step);
@@ -100,7 +98,9 @@ class MemoryView {
     if (now.state === "free") set(owner, el("span", { class: "chip" }, "free"));
     else if (now.state === "lost") set(owner, this.chip(run.loss.delivery, run.tag(run.loss.delivery) || "?"));
     else set(owner, this.chip(write[4], run.tag(write[4]) || "\u2014"));
-    set(by, this.writer(write));
+    const full = this.writer(write);
+    by.textContent = full.replace("atomic_ist_", "\u2026");
+    by.title = full;
   }
   writer(write) {
     const { run } = this, who = run.tag(write[5]);

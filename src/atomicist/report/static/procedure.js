@@ -100,7 +100,7 @@ class ProcedureView {
     this.flag = sv("rect", { class: "flag", x: 0, width: GUTTER - 6, height: 15, rx: 3 });
     this.flagWord = sv("text", { class: "flagword", x: (GUTTER - 6) / 2, "text-anchor": "middle" });
     set(this.svg, ...parts, this.line, this.flag, this.flagWord);
-    if (this.at !== undefined) this.show(this.at);
+    if (this.at !== undefined) { this.show(this.at); this.reveal(); }
   }
   context(y, height, word) {
     const x = this.x("context"), w = this.wide - 10;
@@ -201,7 +201,10 @@ class ProcedureView {
     this.flag.setAttribute("y", y - 7.5);
     this.flagWord.setAttribute("y", y + 4);
     this.flagWord.textContent = step < 0 ? "start" : String(step);
-    const box = this.box, head = this.heads.offsetHeight;
+  }
+  reveal() {
+    if (!this.line) return;
+    const y = this.y(this.at), box = this.box, head = this.heads.offsetHeight;
     const top = y + head;
     if (top < box.scrollTop + head + 40 || top > box.scrollTop + box.clientHeight - 40) box.scrollTop = Math.max(0, top - box.clientHeight / 2);
   }

@@ -111,6 +111,9 @@ class RunView {
     this.what.textContent = step < 0 ? "the beginning" : this.run.label(step);
     this.where.textContent = step < 0 ? this.run.data.context.about : `${this.run.who(owner)}, ${this.run.stageTitle(segment)}, at ${this.run.text(this.run.data.steps[step][1])}`;
     if (!this.playing) this.live.textContent = `${text}: ${this.what.textContent}; ${this.where.textContent}`;
+    // Last, for these ask where things are: so the browser lays out once.
+    this.procedure.reveal();
+    this.memory.reveal(step);
     for (const f of this.listeners) f(step, Boolean(playing));
   }
   key(e) {

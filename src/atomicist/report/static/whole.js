@@ -91,7 +91,7 @@ class WholeView {
     const said = [];
     if (c[0]) said.push(`delivered ${plural(c[0], "time")}, one by one`);
     if (c[1]) said.push(`${plural(c[1], "time")} as one of a class whose outcome was known`);
-    if (c[2]) said.push(`${plural(c[2], "context")} met here behind a commit, each covered by certificates with every event`);
+    if (c[2]) said.push(`${plural(c[2], "context")} met here behind a commit, each covered by certificates with this event first`);
     // Where nothing was found there is no finding's schedule: any picture with this event in this function.
     const name = event.replace("#", ""), near = c[3] ? c[5] : Object.keys(this.data.pictures).filter((s) => s.split(",").some((part) => part.startsWith(`${name}@${f.name}`) && /^(\+|$)/.test(part.slice(name.length + 1 + f.name.length))));
     this.found.hidden = false;
