@@ -103,7 +103,8 @@ def _everything(args: argparse.Namespace) -> Iterator[Target]:
     """The entry, the specimens, the kernel if there is one."""
     source, cache = bare.kernel_source(), cache_dir()
     for cc, *switches in itertools.product(("gcc", "clang"), (True, False), (True, False), (True, False)):
-        config = BareConfig(str(cc), *map(bool, switches))
+        pti, pcid, fsgsbase = map(bool, switches)
+        config = BareConfig(str(cc), pti, pcid, fsgsbase)
         yield bare.load(bare.build(source, config, cache), config, " ".join(("entry", *config.names())))
     for specimen in specimens.specimens():
         yield specimens.load(specimen, BareConfig(), cache)
