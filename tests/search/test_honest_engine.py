@@ -9,6 +9,8 @@ import pytest
 
 from atomicist.isa.ir import Code
 from atomicist.machine.target import Place, Target
+from atomicist.native import engine as native
+from atomicist.native.engine import NativeResult
 from atomicist.search.replay import find_context
 from atomicist.search.workers import new_engine
 
@@ -36,3 +38,32 @@ def test_a_deliberate_double_fault_ends_with_its_push(entry: Target) -> None:
         assert inside[0] == start
         assert all(a + entry.insns[a].size == b for a, b in pairwise(inside))
         assert entry.insns[end].next not in deliberate
+
+
+JOURNAL = "m->journal[m->clock] = loc;"
+
+
+def checked(entry: Target, name: str) -> NativeResult:
+    context = find_context(entry, name)
+    with new_engine(entry) as engine:
+        return engine.certify(context.registers, 2, expect_df=False, no_stack=False, checked=True)
+
+
+@pytest.mark.parametrize("name", ["user", "kernel-main-0x8"])
+def test_what_has_changed_is_all_that_can_differ(entry: Target, name: str) -> None:
+    """A class that is met again is asked what was written since; asking everything says the same."""
+    asked, context = checked(entry, name), find_context(entry, name)
+    with new_engine(entry) as engine:
+        usual = engine.certify(context.registers, 2, expect_df=False, no_stack=False)
+    assert asked.overflow == 0
+    assert asked.interleavings == usual.interleavings
+    assert asked.hits == usual.hits > 10_000
+
+
+def test_a_write_that_is_not_noted_is_noticed(entry: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test before can fail: here every write is noted as one of RAX."""
+    sources = native.runtime_sources()
+    assert sources["model.h"].count(JOURNAL) == 1
+    broken = sources | {"model.h": sources["model.h"].replace(JOURNAL, "m->journal[m->clock] = 0;")}
+    monkeypatch.setattr(native, "runtime_sources", lambda: broken)
+    assert checked(entry, "user").overflow

@@ -174,11 +174,26 @@ class Engine:
             self._search = c.c_void_p()
 
     def certify(
-        self, registers: Sequence[int], vector: int, *, expect_df: bool, no_stack: bool, brute: bool = False
+        self,
+        registers: Sequence[int],
+        vector: int,
+        *,
+        expect_df: bool,
+        no_stack: bool,
+        brute: bool = False,
+        checked: bool = False,
     ) -> NativeResult:
-        """All nestings inside the atomic entry from one context, ``vector`` first."""
+        """All nestings inside the atomic entry from one context, ``vector`` first.
+
+        For tests: ``brute`` walks each of them, ``checked`` asks of each class that is met
+        again whether all of it holds, not only what has changed (``overflow``: it does not)."""
         status = self._lib.atomicist_certify(
-            self._search, layout.Registers(*registers), vector, int(expect_df), int(no_stack), int(brute)
+            self._search,
+            layout.Registers(*registers),
+            vector,
+            int(expect_df),
+            int(no_stack),
+            2 if checked else int(brute),
         )
         result = self._result()
         if status and not result.findings and not result.overflow:

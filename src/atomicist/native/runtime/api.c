@@ -194,10 +194,10 @@ static void fresh(struct search *s)
 }
 
 /* All nestings from a context with one first event. */
-EXPORT int atomicist_certify(struct search *s, const u64 *regs, u32 vector, u32 expect_df, u32 no_stack, u32 brute)
+EXPORT int atomicist_certify(struct search *s, const u64 *regs, u32 vector, u32 expect_df, u32 no_stack, u32 mode)
 {
 	fresh(s);
-	s->brute = brute;
+	s->mode = mode;
 	return certify(s, regs, vector, expect_df, no_stack);
 }
 

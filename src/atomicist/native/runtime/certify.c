@@ -359,14 +359,17 @@ static int try_event(struct search *s, u32 chain, u32 vector, u64 *count)
 	u64 mine = 0;
 	int st;
 
-	for (u32 *at = head; !s->brute && *at; at = &s->memo[*at - 1].next) {
+	for (u32 *at = head; s->mode != BRUTE && *at; at = &s->memo[*at - 1].next) {
 		struct memo *memo = &s->memo[*at - 1];
-		bool part;
+		bool part, known;
 
 		if (memo->chain != chain || memo->vector != vector)
 			continue;
 		part = changed(s, memo);
-		if (!same(s, memo, part))
+		known = same(s, memo, part);
+		if (s->mode == CHECKED && part && known != same(s, memo, false))
+			m->overflow = __LINE__;
+		if (!known)
 			continue;
 		inherit(s, memo, part);
 		s->hits++;

@@ -95,7 +95,7 @@ struct search {
 	u32 broken_slot;	/* NSLOTS: the result rests on no value it may not */
 	u64 broken_where;
 	u64 hits, misses;
-	u32 brute;		/* no memo, to check the reduction */
+	u32 mode;		/* enum mode */
 	/* enumeration */
 	u32 budget;		/* events in one schedule */
 	u32 offered;		/* bit set of vectors */
@@ -108,6 +108,13 @@ struct search {
 	u32 ngone, ntries;
 	u16 *cleans;		/* machine.clean, by event being tried */
 	struct gone gone[MAX_GONE];
+};
+
+/* How certificates use what they remember; all but USUAL are for tests. */
+enum mode {
+	USUAL,
+	BRUTE,		/* not at all: every nesting is walked */
+	CHECKED,	/* and ask all again where a part was asked; overflow: the answers differ */
 };
 
 /* Totals that Python reads in one go. */
