@@ -10,6 +10,7 @@ import pytest
 from atomicist.isa.ir import Code
 from atomicist.machine.target import Place, Target
 from atomicist.native import engine as native
+from atomicist.native.build import runtime_sources
 from atomicist.native.engine import NativeResult
 from atomicist.search.replay import find_context
 from atomicist.search.workers import new_engine
@@ -62,7 +63,7 @@ def test_what_has_changed_is_all_that_can_differ(entry: Target, name: str) -> No
 
 def test_a_write_that_is_not_noted_is_noticed(entry: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     """The test before can fail: here every write is noted as one of RAX."""
-    sources = native.runtime_sources()
+    sources = runtime_sources()
     assert sources["model.h"].count(JOURNAL) == 1
     broken = sources | {"model.h": sources["model.h"].replace(JOURNAL, "m->journal[m->clock] = 0;")}
     monkeypatch.setattr(native, "runtime_sources", lambda: broken)
