@@ -750,7 +750,8 @@ static void coverage(struct search *s, struct scope *root, const u64 *regs)
 	for (u32 i = 0; i < root->ncon; i++) {
 		const struct constraint *c = &root->con[i];
 		struct relevance rel = { .s = s, .where = c->where };
-		bool mixed;
+		u64 low = 0, high = ~0ull;
+		bool mixed, range;
 
 		leaves(m, c->node, check_leaf, &rel);
 		/* the main stack, by an address that does not move along with RSP */
@@ -758,10 +759,14 @@ static void coverage(struct search *s, struct scope *root, const u64 *regs)
 		    c->val + (u64)c->low < main->top)
 			m->absolute = true;
 		mixed = rel.rip + rel.rsp + __builtin_popcount(rel.keys) > 1;
-		for (u32 k = 0; rel.rip && k < m->im->ninsns; k++)
-			if (mixed ? m->im->insns[k].va != regs[REG_RIP] :
-			    evaluate_with(m, c->node, REG_RIP, m->im->insns[k].va) != c->val)
+		range = rel.rip && !mixed && rip_range(m, c->node, c->val, &low, &high);
+		for (u32 k = 0; rel.rip && k < m->im->ninsns; k++) {
+			u64 va = m->im->insns[k].va;
+
+			if (range ? va < low || va >= high : mixed ? va != regs[REG_RIP] :
+			    evaluate_with(m, c->node, REG_RIP, va) != c->val)
 				s->covers[k] = 0;
+		}
 		for (u32 k = 0; rel.rsp && k < words; k++)
 			if (mixed ? reg->bottom + 8 * k != from : !holds_at(m, c, from, reg->bottom + 8 * k))
 				s->covers_rsp[k] = 0;
