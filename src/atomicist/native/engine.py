@@ -150,7 +150,16 @@ class Engine:
         sources = runtime_sources() | {"tables.h": render(properties, events, error_token)}
         self._lib = c.CDLL(str(shared_object(sources, UNITS)))
         self._lib.atomicist_new.restype = c.c_void_p
-        for name in ("findings", "emitted", "covers", "covers_rsp", "covers_key", "ran", "delivered", "offered"):
+        for name in (
+            "findings",
+            "emitted",
+            "covers",
+            "covers_rsp",
+            "covers_key",
+            "ran",
+            "delivered",
+            "offered",
+        ):
             getattr(self._lib, f"atomicist_{name}").restype = c.c_void_p
         self._texts: list[str] = [""]
         self._candidates: list[tuple[int, ...]] = [() for _ in KEY_SLOTS]
