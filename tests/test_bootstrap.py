@@ -391,5 +391,5 @@ def test_unknown_argument(ready: Machine) -> None:
 def test_make_passes_arguments(target: str) -> None:
     command = ["make", "--no-print-directory", "-n", "-C", str(ROOT), target, "ARGS=--specimen naive"]
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
-    assert lines[0] == "tools/bootstrap"
+    assert lines[0].split()[0] == "tools/bootstrap"
     assert lines[-1].endswith(" --specimen naive")

@@ -38,7 +38,7 @@ class Injected:
             events = range(len(EVENTS))
             delivered = tuple(self._delivered[rip, e] for e in events)
             covered = tuple(max(0, self._offered[rip, e] - self._delivered[rip, e]) for e in events)
-            contexts = self.contexts.get(rip, 0) if vectors else 0
+            contexts = tuple(self.contexts.get(rip, 0) if e in vectors else 0 for e in events)
             text = "the handler" if rip in target.handlers else target.insns[rip].text
             made.append(Boundary(rip, function, int(offset or "0", 0), text, delivered, covered, contexts))
         return tuple(made)

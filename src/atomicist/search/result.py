@@ -54,7 +54,7 @@ class Boundary:
     ``delivered``: so often it was delivered there, one by one; ``covered``: so often a
     certificate tried it there and knew the outcome by a class that it belongs to;
     ``contexts``: so many contexts were met there behind a commit, each of them covered by
-    certificates with every event first."""
+    certificates with that event first."""
 
     rip: int
     function: str
@@ -62,12 +62,12 @@ class Boundary:
     text: str
     delivered: tuple[int, ...]
     covered: tuple[int, ...]
-    contexts: int
+    contexts: tuple[int, ...]
 
     @property
     def reached(self) -> bool:
         """Whether any event came there, by whichever way."""
-        return bool(self.contexts or any(self.delivered) or any(self.covered))
+        return any((*self.delivered, *self.covered, *self.contexts))
 
 
 @dataclass(frozen=True, slots=True)
