@@ -102,9 +102,8 @@ def run(args: argparse.Namespace) -> int:
 def _everything(args: argparse.Namespace) -> Iterator[Target]:
     """The entry, the specimens, the kernel if there is one."""
     source, cache = bare.kernel_source(), cache_dir()
-    for cc, *switches in itertools.product(("gcc", "clang"), (True, False), (True, False), (True, False)):
-        pti, pcid, fsgsbase = map(bool, switches)
-        config = BareConfig(str(cc), pti, pcid, fsgsbase)
+    for cc, pti, pcid, fsgsbase in itertools.product(("gcc", "clang"), *[(True, False)] * 3):
+        config = BareConfig(cc=str(cc), pti=bool(pti), pcid=bool(pcid), fsgsbase=bool(fsgsbase))
         yield bare.load(bare.build(source, config, cache), config, " ".join(("entry", *config.names())))
     for specimen in specimens.specimens():
         yield specimens.load(specimen, BareConfig(), cache)
