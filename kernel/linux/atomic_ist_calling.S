@@ -27,10 +27,20 @@
 #define asm_exc_machine_check		asm_exc_machine_check_atomic
 #define asm_exc_vmm_communication	asm_exc_vmm_communication_atomic
 
+#ifdef CONFIG_OBJTOOL
+/* Compared with, and gone to by IRET; never by an indirect branch, so without ENDBR. */
+	.pushsection .discard.noendbr
+	.quad	atomic_ist_committed_nmi
+	.quad	atomic_ist_committed_db
+	.quad	atomic_ist_committed_mc
+	.quad	atomic_ist_committed_vc
+	.popsection
+#endif
+
 /* Where a handler of an event from user mode runs. */
 #define ATOMIC_IST_TOP_OF_TASK_STACK	PER_CPU_VAR(cpu_current_top_of_stack)
 
-/* arch/x86/kernel/atomic_ist.c */
+/* arch/x86/kernel/atomic_ist_handlers.c */
 #define ATOMIC_IST_KERNEL_HANDLER_nmi	atomic_ist_kernel_nmi
 #define ATOMIC_IST_KERNEL_HANDLER_db	atomic_ist_kernel_db
 #define ATOMIC_IST_KERNEL_HANDLER_mc	atomic_ist_kernel_mc

@@ -31,6 +31,15 @@ def test_build_reports_progress_and_warnings(tree: Path) -> None:
     assert built.atomic
 
 
+def test_what_the_kernel_says_without_us_is_told_apart(tree: Path) -> None:
+    stock = "vmlinux.o: warning: objtool: __handle_intr_saferet+0x27: RET before UNTRAIN"
+    ours = "vmlinux.o: warning: objtool: atomic_ist_copy_nmi+0x0: stack state mismatch"
+    steps(tree, f"echo '{stock}'", f"echo '{ours}'")
+    (tree / ".config").write_text("")
+    built = build(tree, 1, lambda number, what: None)
+    assert (built.warnings, built.stock) == ((ours,), (stock,))
+
+
 def test_a_build_that_fails_says_why_and_where(tree: Path) -> None:
     steps(tree, "echo '  CC      a.o'", "echo 'a.c:1:2: error: no such thing' >&2", "false")
     (tree / ".config").write_text("")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from atomicist.tree import series
 from atomicist.tree.apply import Tables, plan_apply, write
 from atomicist.tree.errors import TreeError
 from atomicist.tree.hooks import Step
@@ -26,10 +27,10 @@ def identity(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_patches_add_up_to_what_apply_does(tree: Path, tables: Tables, tmp_path: Path) -> None:
     before = contents(tree)
-    series = make_series(tree, tables, tmp_path / "out", TAG)
+    made = make_series(tree, tables, tmp_path / "out", TAG)
     assert contents(tree) == before
     subprocess.run(["git", "init", "-q"], cwd=tree, check=True)
-    for patch in series.patches[1:]:
+    for patch in made.patches[1:]:
         subprocess.run(["git", "apply", str(patch)], cwd=tree, check=True)
     by_patches = contents(tree)
     for name in by_patches:
@@ -56,8 +57,8 @@ def test_a_patched_tree_gives_the_same_series(tree: Path, tables: Tables, tmp_pa
 def test_each_patch_says_who_helped_and_is_signed_by_nobody(
     tree: Path, tables: Tables, tmp_path: Path
 ) -> None:
-    series = make_series(tree, tables, tmp_path / "out", TAG)
-    cover, *patches = (patch.read_text() for patch in series.patches)
+    made = make_series(tree, tables, tmp_path / "out", TAG)
+    cover, *patches = (patch.read_text() for patch in made.patches)
     assert "***" not in cover
     assert "What could not be tested" in cover
     assert len(patches) == 4  # steps without a change make no patch
@@ -65,6 +66,13 @@ def test_each_patch_says_who_helped_and_is_signed_by_nobody(
         assert f"\nAssisted-by: {TAG}\n" in patch
         assert "Signed-off-by" not in patch
     assert MESSAGES[Step.STACKS].subject in patches[0].replace("\n", "")
+
+
+def test_no_line_of_a_message_is_a_comment_to_git() -> None:
+    text = "\n\n".join(series._wrapped(message.body) for message in MESSAGES.values())
+    assert not [line for line in text.splitlines() if line.startswith("#") or len(line) > 75]
+    assert "\0" not in text
+    assert "#MC" in text
 
 
 def test_a_directory_with_patches_is_refused(tree: Path, tables: Tables, tmp_path: Path) -> None:

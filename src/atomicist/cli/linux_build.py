@@ -59,11 +59,14 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         found = {
             "image": str(built.image), "vmlinux": str(built.vmlinux), "atomic": built.atomic,
-            "warnings": [*built.warnings, *ours], "seconds": round(seconds, 1),
+            "warnings": [*built.warnings, *ours], "stock_warnings": list(built.stock),
+            "seconds": round(seconds, 1),
         }  # fmt: skip
         Terminal(sys.stdout).data(json.dumps(found, indent=2) + "\n")
     for line in (*built.warnings, *ours):
         terminal.say(f"  {line}")
+    for line in built.stock:
+        terminal.say(f"  as without us: {line}")
     kind = "atomic and legacy entries" if built.atomic else "legacy entries only"
     terminal.say(f"{built.image}: {kind}, {seconds:.0f} s, {len(built.warnings) + len(ours)} warnings")
     terminal.say(f"next: {selection.command('linux', 'boot', str(args.tree))}")

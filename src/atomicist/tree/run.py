@@ -47,7 +47,7 @@ def make(
     warnings, last = [], []
     log = tree / LOG
     try:
-        file = log.open("w", encoding="utf-8", errors="backslashreplace")
+        file = log.open("w", buffering=1, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise TreeError(f"{log}: {error.strerror}") from None
     with file:

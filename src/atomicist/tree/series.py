@@ -170,7 +170,10 @@ def _plain(place: Path, tree: Path, before: Mapping[str, str]) -> Path:
 
 
 def _wrapped(body: str) -> str:
-    return "\n\n".join(textwrap.fill(x, 72, break_on_hyphens=False) for x in body.strip().split("\n\n"))
+    # A line that starts with # would be a comment to git: keep #MC with the word before it.
+    paragraphs = body.strip().replace("\n#", " #").replace(" #", "\0#").split("\n\n")
+    filled = (textwrap.fill(x, 72, break_on_hyphens=False) for x in paragraphs)
+    return "\n\n".join(filled).replace("\0#", " #")
 
 
 def _git(work: Path, *words: str) -> str:
