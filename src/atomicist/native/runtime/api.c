@@ -199,6 +199,12 @@ EXPORT const u8 *atomicist_covers_key(const struct search *s)
 	return s->covers_key[0];
 }
 
+/* The registers of tables.h: free_slot, for a context in user mode or with the user's RSP. */
+EXPORT const struct free_register *atomicist_free_registers(const struct search *s)
+{
+	return s->free;
+}
+
 EXPORT const u8 *atomicist_covers_rsp(const struct search *s)
 {
 	return s->covers_rsp;

@@ -644,6 +644,9 @@ int certify(struct search *s, const u64 *regs, u32 vector, u32 expect_df, u32 no
 	if (st == GOES_ON && expect_df && s->ncommitted)
 		st = report(m, P_NO_DOUBLE_FAULT, regs[REG_RIP], NSLOTS, 0, 0);
 	coverage(s, root, regs);
+	if (no_stack || regs[REG_CS] & 3)
+		for (u32 i = 0; i < NFREE; i++)
+			free_cells(s, root, free_slot[i], &s->free[i]);
 	for (u32 i = 0; i < s->nmemo; i++) {
 		free(s->memo[i].con);
 		free(s->memo[i].cop);
