@@ -82,7 +82,7 @@ EXPORT struct search *atomicist_new(const struct image *im)
 	s->m = m;
 	m->im = im;
 	m->caplog = 1 << 20;
-	m->hash_size = 1 << 20;
+	m->hash_size = 1 << 22;
 	m->capnodes = m->hash_size / 2;
 	m->capfindings = 4096;
 	s->capout = 1 << 17;
