@@ -26,7 +26,7 @@ from atomicist.search.replay import replay, replay_timed
 from atomicist.search.schedule import parse
 from atomicist.search.verify import timed
 from atomicist.search.workers import new_engine
-from atomicist.spec.contexts import Context, contexts
+from atomicist.spec.contexts import Context, contexts, find
 from atomicist.spec.events import EVENTS
 from atomicist.spec.properties import PROPERTIES
 
@@ -73,7 +73,8 @@ def context_of(target: Target, name: str) -> Context:
         main = target.main_stack()
         assert main is not None
         start[name] = _with(start["user"], name, RSP=main.bottom + 0x100)
-    return start[name]
+    found = find(target, name)
+    return found if found is not None else start[name]
 
 
 def findings(engine: Engine, target: Target, specimen: Specimen) -> Iterator[Raw]:

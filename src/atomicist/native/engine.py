@@ -18,9 +18,9 @@ from atomicist.isa.registers import REGISTERS, SLOTS
 from atomicist.machine.target import Target
 from atomicist.native import layout
 from atomicist.native.build import runtime_sources, shared_object
-from atomicist.native.tables import CODE_NUMBER, KEY_SLOTS, render
+from atomicist.native.tables import CODE_NUMBER, FREE_SLOTS, KEY_SLOTS, render
 
-UNITS = ("memory.c", "shadow.c", "exec.c", "observe.c", "certify.c", "enumerate.c", "api.c")
+UNITS = ("memory.c", "shadow.c", "exec.c", "observe.c", "free.c", "certify.c", "enumerate.c", "api.c")
 FLOWS = tuple(Flow)
 MAX_STACK_WORDS = 4096
 MAX_CANDIDATES = 32
@@ -133,6 +133,10 @@ class NativeResult:
     injected: tuple[tuple[int, int, int, int], ...] = ()
     """(address, event, times that it was delivered there one by one, times that a certificate
     tried it there, by a class that it belongs to or one by one): all that are not zero."""
+    cells: tuple[tuple[tuple[int, bool], ...] | None, ...] = ()
+    """For each of `FREE_SLOTS`, of a context in user mode or with the user's RSP: the cells that
+    its values fall into, as (first value, whether the result holds there), in order; None if they
+    cannot be told."""
 
 
 class Engine:
@@ -151,7 +155,8 @@ class Engine:
         self._lib = c.CDLL(str(shared_object(sources, UNITS)))
         self._lib.atomicist_new.restype = c.c_void_p
         for name in (
-            "findings", "emitted", "covers", "covers_rsp", "covers_key", "ran", "delivered", "offered",
+            "findings", "emitted", "covers", "covers_rsp", "covers_key", "free_registers", "ran", "delivered",
+            "offered",
         ):  # fmt: skip
             getattr(self._lib, f"atomicist_{name}").restype = c.c_void_p
         self._texts: list[str] = [""]
@@ -197,7 +202,8 @@ class Engine:
             int(no_stack),
             2 if checked else int(brute),
         )
-        result = self._result()
+        free = no_stack or registers[REGISTERS["CS"].slot] & 3
+        result = self._result(tuple(self._cells()) if free else ())
         if status and not result.findings and not result.overflow:
             raise AssertionError(f"the runtime ended with status {status}, and does not say why")
         return result
@@ -217,7 +223,13 @@ class Engine:
         )  # fmt: skip
         return self._result()
 
-    def _result(self) -> NativeResult:
+    def _cells(self) -> Iterator[tuple[tuple[int, bool], ...] | None]:
+        table = c.cast(self._lib.atomicist_free_registers(self._search), c.POINTER(layout.CFree))
+        for i in range(len(FREE_SLOTS)):
+            f = table[i]
+            yield None if f.unknown else tuple(sorted((f.value[k], bool(f.holds[k])) for k in range(f.n)))
+
+    def _result(self, cells: tuple[tuple[tuple[int, bool], ...] | None, ...] = ()) -> NativeResult:
         t = layout.CTotals()
         self._lib.atomicist_totals(self._search, c.byref(t))
         broken = None if t.broken_slot == SLOTS else (int(t.broken_slot), int(t.broken_where))
@@ -227,8 +239,7 @@ class Engine:
         return NativeResult(
             tuple(self._findings(int(t.findings))), emitted, covers, covers_rsp,
             self._covered_values(), t.guest_insns, t.interleavings, t.executed, t.boundaries, t.hits,
-            t.misses, t.worst_commit, t.lowest_main, int(t.overflow), broken,
-            self._injected(),
+            t.misses, t.worst_commit, t.lowest_main, int(t.overflow), broken, self._injected(), cells,
         )  # fmt: skip
 
     def _injected(self) -> tuple[tuple[int, int, int, int], ...]:

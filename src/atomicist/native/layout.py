@@ -75,6 +75,18 @@ class CEmitted(c.Structure):
     ]  # fmt: skip
 
 
+MAX_CELLS = 256
+
+
+class CFree(c.Structure):
+    _fields_ = (
+        ("value", c.c_uint64 * MAX_CELLS),
+        ("holds", c.c_uint8 * MAX_CELLS),
+        ("n", c.c_uint32),
+        ("unknown", c.c_uint32),
+    )
+
+
 class CTotals(c.Structure):
     _fields_ = [
         (name, c.c_uint64)

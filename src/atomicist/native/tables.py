@@ -25,6 +25,9 @@ KEY_SLOTS: Final = ("RSP", "CS", "SS", "GSBASE", "KERNEL_GSBASE", "CR3", "SPEC_C
 """The registers of a context that the course of an entry may depend on, besides
 RIP; a result that rests on any other is not accepted as closed."""
 
+FREE_SLOTS: Final = ("RSP", "RIP", "GSBASE")
+"""The registers that a user chooses freely, and an entry may look at."""
+
 CR3_COMPARED: Final = 0x000F_FFFF_FFFF_F000
 """What a handler's CR3 is compared in: the page tables, not the PCID."""
 
@@ -57,6 +60,7 @@ def render(properties: Mapping[str, int], events: Sequence[str], error_token: in
         "flag_bit": [bit for bit, _ in FLAG_BITS.values()],
         "pt_offset": [offset for offset, _ in frame],
         "pt_slot": [SLOTS if name == "RFLAGS" else REGISTERS[name].slot for _, name in frame],
+        "free_slot": [REGISTERS[name].slot for name in FREE_SLOTS],
         "key_slot": [REGISTERS[name].slot for name in KEY_SLOTS],
         "vector_error": [int(VECTORS[name].has_error_code) for name in events],
         "vector_fault_class": [int(VECTORS[name].fault_class) for name in events],

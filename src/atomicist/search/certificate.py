@@ -29,6 +29,7 @@ from typing import Final
 from atomicist.isa.registers import BY_SLOT, SLOTS
 from atomicist.machine.target import Target
 from atomicist.native.engine import NativeFinding, NativeResult
+from atomicist.search.free import chosen
 from atomicist.search.injected import Injected
 from atomicist.search.progress import Listener, Progress, silent
 from atomicist.search.reach import Origin, Reach
@@ -87,31 +88,50 @@ class Certifier:
         self.coverage += Coverage(contexts=len(self._start))
         alone = [(c, Origin(c.name)) for c in self._start if not self._reach.begin(c)]
         self._round(workers, alone)
+        self._choose(workers)
         while len(self.findings) < STOP_AFTER:
             self._reach.spread()
-            chosen = self._reach.uncovered()
-            if not chosen:
+            uncovered = self._reach.uncovered()
+            if not uncovered:
                 break
-            self._round(workers, chosen)
+            self._round(workers, uncovered)
         self.coverage += Coverage(contexts=self._reach.size())
         self.injected.contexts = self._reach.by_rip()
         self.open_because = self.open_because or self._reach.unplaced
         if len(self.findings) >= STOP_AFTER:
             self.open_because = f"stopped after {len(self.findings)} contexts with findings"
 
-    def _round(self, workers: Workers, items: list[tuple[Context, Origin]]) -> None:
-        chosen = [[v for v in self._vectors if c.only in ("", EVENTS[v])] for c, _ in items]
-        tasks = [_Task(c, v) for (c, _), vectors in zip(items, chosen, strict=True) for v in vectors]
+    def _choose(self, workers: Workers) -> None:
+        """Cover every value of the registers that a user chooses."""
+        todo = [(some, some.base) for some in chosen(self._target)]
+        while todo and len(self.findings) < STOP_AFTER:
+            for _, context in todo:
+                self._reach.begin(context)
+            results = self._round(workers, [(c, Origin(c.name)) for _, c in todo])
+            left = []
+            for (some, _), taken in zip(todo, results, strict=False):
+                self.open_because = self.open_because or some.took(taken)
+                following = some.uncovered()
+                if following is not None and not self.open_because:
+                    left.append((some, following))
+            todo = left
+
+    def _round(self, workers: Workers, items: list[tuple[Context, Origin]]) -> list[list[NativeResult]]:
+        vectors_of = [[v for v in self._vectors if c.only in ("", EVENTS[v])] for c, _ in items]
+        tasks = [_Task(c, v) for (c, _), vectors in zip(items, vectors_of, strict=True) for v in vectors]
         answers = workers.map(_certify, tasks)
+        taken: list[list[NativeResult]] = []
         for number, (context, origin) in enumerate(items):
             if len(self.findings) >= STOP_AFTER:
-                return
-            self._take(context, origin, [next(answers) for _ in chosen[number]])
+                return taken
+            taken.append([next(answers) for _ in vectors_of[number]])
+            self._take(context, origin, taken[-1])
             self._done += 1
             self._listener(
                 Progress("certifying contexts", self._done, self._done + len(items) - number - 1,
                          self.coverage.interleavings, len(self.findings))
             )  # fmt: skip
+        return taken
 
     def _take(self, context: Context, origin: Origin, results: list[NativeResult]) -> None:
         found = [Raw(origin, context, f) for r in results for f in r.findings]

@@ -20,7 +20,7 @@ from atomicist.machine.interpreter import Fault, ForeignGsBase, Machine, Predict
 from atomicist.machine.memory import WORD, Region
 from atomicist.machine.target import Place, Target
 from atomicist.search.schedule import Injection, Schedule, ScheduleError
-from atomicist.spec.contexts import Context, contexts
+from atomicist.spec.contexts import Context, find
 from atomicist.spec.events import ERROR_TOKEN
 from atomicist.spec.observer import POISON, Done, DoubleFault, Instance, Observer, Violation
 from atomicist.spec.properties import BY_KEY
@@ -91,7 +91,7 @@ class Replay:
 
 def find_context(target: Target, name: str) -> Context:
     """The start context ``name``. Raises `ScheduleError` if there is none."""
-    found = next((c for c in contexts(target) if c.name == name), None)
+    found = find(target, name)
     if found is None:
         raise ScheduleError(
             f"{target.name} has no start context '{name[:60]}' (atomicist verify --list-contexts)"

@@ -113,7 +113,7 @@ def reproduce(target: Target, raw: Raw) -> Replay:
     """Replay a native finding on the reference interpreter.
 
     Raises `Disagreement` if the reference does not violate the same property."""
-    start = next(c for c in contexts(target) if c.name == raw.origin.name)
+    start = find_context(target, raw.origin.name)
     try:
         shown = replay_timed(target, start, timed(raw.origin, raw.finding.events))
     except ScheduleError as e:
@@ -137,7 +137,7 @@ def shrink(target: Target, raw: Raw, *, assumed: bool = False) -> Raw:
     Smaller budgets are enumerated exhaustively from the finding's start context; the
     order of the enumeration makes the first hit the earliest."""
     events = timed(raw.origin, raw.finding.events)
-    start = next(c for c in contexts(target) if c.name == raw.origin.name)
+    start = find_context(target, raw.origin.name)
     offered = sum(1 << v for v in {EVENTS.index(t.vector) for t in events})
     last = len(events) + 1 if assumed else len(events) - 1
     if assumed:
@@ -179,7 +179,14 @@ def _order(rank: Mapping[str, int], raw: Raw) -> tuple[int, int, int, bool, int,
     f = raw.finding
     endless = f.property == CODES["ENDLESS"]
     steps = tuple(e.steps for e in f.events)
-    return len(raw.origin.legs), len(f.events), rank[raw.origin.name], endless, f.property, steps
+    return (
+        len(raw.origin.legs),
+        len(f.events),
+        rank.get(raw.origin.name, len(rank)),
+        endless,
+        f.property,
+        steps,
+    )
 
 
 def verify(

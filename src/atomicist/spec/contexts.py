@@ -8,8 +8,9 @@ followed one would fault.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from atomicist.image.addresses import USER_PAGE
@@ -24,6 +25,8 @@ from atomicist.spec.events import EVENTS
 USER_GSBASE: Final = 0x0000_7F00_BA5E_0000
 USER_PCID_BIT: Final = 0x800
 SPEC_CTRL_IBRS: Final = 1
+VARIED: Final = re.compile(r"\+(rsp|rip|gsbase)\.([0-9a-f]{1,16})\Z")
+"""A register that `varied` has set, in a context's name."""
 USER_TEXT: Final = 0x0000_5555_5555_4321
 KERNEL_TEXT_OFFSET: Final = 0x40_0000
 """Where, above the entry text, the interrupted kernel code is taken to be."""
@@ -44,6 +47,11 @@ class Context:
     expect_df: bool = False
     no_stack: bool = False
     only: str = ""
+
+    @property
+    def plain(self) -> bool:
+        """Whether RSP is what it usually is: the user's, in user memory, or a kernel stack's."""
+        return not self.name.endswith(("-hostile", "-wild", "-main", "-main-low"))
 
 
 def token(index: int) -> int:
@@ -305,6 +313,30 @@ def _twice(target: Target) -> Iterator[Context]:
             f"contradiction-twice-{vector.lower()}", f"{vector} at the first instruction of its own entry",
             _file(inside), expect_df=True, only=vector,
         )  # fmt: skip
+
+
+def varied(base: Context, values: Mapping[str, int]) -> Context:
+    """``base`` with other ``values`` in some registers; its name says which."""
+    registers = list(base.registers)
+    words = []
+    for name, value in sorted(values.items()):
+        slot = REGISTERS[name].slot
+        if registers[slot] != value:
+            registers[slot] = value
+            words.append(f"+{name.lower()}.{value:x}")
+    about = f"{base.about}, and {' '.join(w[1:].replace('.', '=0x') for w in words)}"
+    return replace(base, name=base.name + "".join(words), about=about, registers=tuple(registers))
+
+
+def find(target: Target, name: str) -> Context | None:
+    """The start context ``name``, also one that `varied` made; None if there is none."""
+    values: dict[str, int] = {}
+    # an instruction's name may have a + in it too
+    while (match := VARIED.search(name)) is not None:
+        values[match[1].upper()] = int(match[2], 16)
+        name = name[: match.start()]
+    found = next((c for c in contexts(target) if c.name == name), None)
+    return varied(found, values) if found is not None and values else found
 
 
 def from_key(target: Target, name: str, key: Mapping[str, int], rip: int) -> Context:

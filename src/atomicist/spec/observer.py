@@ -223,7 +223,9 @@ class Observer:
         wanted = {"GSBASE": target.kernel_gsbase, "CR3": target.kernel_cr3, "AC": 0, "DF": 0}
         if target.mitigation == "ibrs":
             wanted["SPEC_CTRL"] = target.kernel_spec_ctrl
-        if instance.context["CS"] & 3:  # what the kernel saves when it changes tasks
+        region = target.region(machine["RSP"])
+        if instance.context["CS"] & 3 and region is not None and region.kind is RegionKind.TASK_STACK:
+            # Here a handler may change tasks, and the kernel saves as the user's GSBASE what it finds there.
             wanted["KERNEL_GSBASE"] = instance.context["GSBASE"]
         for name, expected in wanted.items():
             kept = CR3_COMPARED if name == "CR3" else (1 << 64) - 1
@@ -232,7 +234,6 @@ class Observer:
         if machine["EXPOSED"] & EVERYTHING:  # whatever it calls will return
             raise Violation("PREDICTED", "handler", 0, machine["EXPOSED"])
         rsp = machine["RSP"]
-        region = target.region(rsp)
         if rsp & 7 or region is None:  # Linux's -mpreferred-stack-boundary=3
             raise Violation("ENVIRONMENT", "RSP", None, rsp)
         if region.kind is RegionKind.MAIN_STACK and rsp + CALL_SLACK < region.bottom + target.reserve:

@@ -127,7 +127,7 @@ EXPORT struct search *atomicist_new(const struct image *im)
 	s->m = m;
 	m->im = im;
 	m->caplog = 1 << 20;
-	m->hash_size = 1 << 20;
+	m->hash_size = 1 << 22;
 	m->capnodes = m->hash_size / 2;
 	m->caplazies = 1 << 18;
 	m->capfindings = 4096;
@@ -265,6 +265,12 @@ EXPORT void atomicist_candidates(struct search *s, u32 key, const u64 *values, u
 EXPORT const u8 *atomicist_covers_key(const struct search *s)
 {
 	return s->covers_key[0];
+}
+
+/* The registers of tables.h: free_slot, for a context in user mode or with the user's RSP. */
+EXPORT const struct free_register *atomicist_free_registers(const struct search *s)
+{
+	return s->free;
 }
 
 EXPORT const u8 *atomicist_covers_rsp(const struct search *s)

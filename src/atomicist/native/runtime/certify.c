@@ -848,6 +848,9 @@ int certify(struct search *s, const u64 *regs, u32 vector, u32 expect_df, u32 no
 	if (st == DOUBLE_FAULT)
 		st = GOES_ON;
 	coverage(s, root, regs);
+	if (no_stack || regs[REG_CS] & 3)
+		for (u32 i = 0; i < NFREE; i++)
+			free_cells(s, root, free_slot[i], &s->free[i]);
 	for (u32 i = 0; i < s->nmemo; i++) {
 		free(s->memo[i].con);
 		free(s->memo[i].cop);

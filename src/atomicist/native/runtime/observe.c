@@ -268,8 +268,8 @@ static int check_environment(struct machine *m, const struct instance *in)
 			return report(m, P_ENVIRONMENT, m->pc, REG_SPEC_CTRL, m->im->kernel_spec_ctrl,
 				      m->r[REG_SPEC_CTRL]);
 	}
-	/* what the kernel saves when it changes tasks */
-	if (user(in->x)) {
+	/* where a handler may change tasks: the kernel saves as the user's GSBASE what it finds there */
+	if (user(in->x) && reg && reg->kind == TASK_STACK) {
 		if (m->r[REG_KERNEL_GSBASE] != in->x[REG_GSBASE])
 			return report(m, P_ENVIRONMENT, m->pc, REG_KERNEL_GSBASE, in->x[REG_GSBASE],
 				      m->r[REG_KERNEL_GSBASE]);

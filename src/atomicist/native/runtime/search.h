@@ -74,6 +74,17 @@ struct gone {
 
 #define MAX_GONE MAX_CHAIN
 
+/* A register that a user chooses: see free.c. */
+#define MAX_CELLS 256
+#define NFREE 3
+
+struct free_register {
+	u64 value[MAX_CELLS];	/* the first value of each cell */
+	u8 holds[MAX_CELLS];
+	u32 n;
+	u32 unknown;
+};
+
 struct search {
 	struct machine *m;
 	struct memo *memo;
@@ -92,6 +103,7 @@ struct search {
 	u32 ncandidates[NKEY];
 	u8 covers_key[NKEY][MAX_CANDIDATES];	/* values of key registers that do as well */
 	u8 *covers_rsp;		/* by word of the region that holds RSP */
+	struct free_register free[NFREE];
 	u32 broken_slot;	/* NSLOTS: the result rests on no value it may not */
 	u64 broken_where;
 	u64 hits, misses;
@@ -123,6 +135,7 @@ struct totals {
 	u64 worst_commit, lowest_main, findings, emitted, overflow, broken_slot, broken_where;
 };
 
+bool free_cells(struct search *s, struct scope *root, u32 slot, struct free_register *f);
 int certify(struct search *s, const u64 *regs, u32 vector, u32 expect_df, u32 no_stack);
 int enumerate(struct search *s, const u64 *regs, u32 expect_df, u32 no_stack);
 
