@@ -16,7 +16,7 @@ from atomicist.image.bare import BareConfig, build, kernel_source, load
 from atomicist.image.retbleed import ExposedPath, exposed_paths, guard, untraining_of
 from atomicist.isa.ir import Insn
 from atomicist.isa.lift import Lifter
-from atomicist.isa.predictions import EXPOSED_ALL, own_text
+from atomicist.isa.predictions import EXPOSED_ALL, MITIGATIONS, own_text
 from atomicist.isa.registers import REGISTERS
 from atomicist.machine.interpreter import Machine, Predicted
 from atomicist.machine.memory import PAGE, Page, PageFlag
@@ -59,7 +59,7 @@ def found(target: Target) -> dict[tuple[str, str], set[int]]:
     return out
 
 
-@pytest.mark.parametrize(("built", "cpu"), [("none", "none"), ("ibrs", "ibrs")])
+@pytest.mark.parametrize(("built", "cpu"), [(m, m) for m in MITIGATIONS])
 def test_nothing_where_nothing_is_missing(built: str, cpu: str) -> None:
     target = image(built, cpu)
     assert static(target) == ()

@@ -84,8 +84,9 @@ ROWS: Final[tuple[tuple[str, Callable[[Figures], str]], ...]] = (
 
 
 def cells(figures: Sequence[Figures]) -> list[tuple[str, list[str]]]:
-    """All rows: the name, and a text for each of ``figures``."""
-    return [(name, [cell(f) for f in figures]) for name, cell in ROWS]
+    """The rows: the name, and a text for each of ``figures``; none that says nothing."""
+    rows = [(name, [cell(f) for f in figures]) for name, cell in ROWS]
+    return [(name, texts) for name, texts in rows if set(texts) != {NONE}]
 
 
 def table(figures: Sequence[Figures]) -> Table:
