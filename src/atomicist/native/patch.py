@@ -41,7 +41,8 @@ class PatchableEngine(Engine):
     ) -> None:
         super().__init__(target, properties, events, error_token, max_steps)
         self._rows = {va: i for i, va in enumerate(self._order)}
-        self._spare = list(range(len(self._order), len(self._order) + SPARE_INSNS))
+        # the last row stays where it is: the runtime takes the span of addresses from first and last
+        self._spare = list(range(len(self._order), len(self._order) + SPARE_INSNS - 1))
         self._vectors = {name: i for i, name in enumerate(events)}
         self._handlers = target.handlers
 

@@ -16,6 +16,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -282,8 +283,13 @@ def _portions(
     todo = [i for i, name in enumerate(names) if name not in journal.portions]
     listener(Progress(stage, done, known, 0, killed))
     if todo and count > 1:
-        with multiprocessing.get_context("fork").Pool(count, workers.start) as pool:
-            _collect(journal, pool.imap_unordered(work, todo), stage, done, known, killed, listener)
+        fork = multiprocessing.get_context("fork")
+        pool = ProcessPoolExecutor(count, fork, workers.start)
+        try:
+            finished = as_completed([pool.submit(work, i) for i in todo])
+            _collect(journal, (f.result() for f in finished), stage, done, known, killed, listener)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
     else:
         _collect(journal, map(work, todo), stage, done, known, killed, listener)
     for name in names:
