@@ -224,7 +224,8 @@ def test_exceptions_are_about_mutants_that_are_there_and_are_not_found(
     for named in exceptions():
         matched = [m for m in mutants.values() if named.matches(m)]
         assert matched, named.name
-        found = [o.name for o in quick.chunk(matched[:: max(1, len(matched) // 8)]) if o.status == "killed"]
+        some = matched[:: max(1, len(matched) - 1)]
+        found = [o.name for o in quick.chunk(some) if o.status == "killed"]
         assert not found, named.name
 
 

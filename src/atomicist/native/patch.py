@@ -48,7 +48,7 @@ class PatchableEngine(Engine):
 
     def _make_image(self, target: Target, events: Sequence[str], max_steps: int) -> layout.CImage:
         image = super()._make_image(target, events, max_steps)
-        ops, insns, *rest = self._keep
+        ops, insns, pages, contents, regions, gates = self._keep
         self._ops = (layout.COp * (len(ops) + SPARE_OPS))()
         self._insns = (layout.CInsn * (len(insns) + SPARE_INSNS))()
         c.memmove(self._ops, ops, c.sizeof(ops))
@@ -56,7 +56,7 @@ class PatchableEngine(Engine):
         for i in range(SPARE_INSNS):
             self._insns[len(insns) + i].va = _NOWHERE + i
         self._used = len(ops)
-        self._keep = (self._ops, self._insns, *rest)
+        self._keep = (self._ops, self._insns, pages, contents, regions, gates)
         image.ops, image.insns = c.addressof(self._ops), c.addressof(self._insns)
         image.ninsns = len(self._insns)
         return image

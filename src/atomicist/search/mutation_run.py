@@ -250,7 +250,8 @@ def run(
             outcomes |= {o.name: _closed(outcomes[o.name], o) for o in portion}
         complete = True
     except KeyboardInterrupt:
-        pass
+        finished = (p for name, p in journal.portions.items() if name.startswith("probe "))
+        outcomes = {o.name: o for portion in finished for o in portion} | outcomes
     finally:
         _here.quick = _here.target = None
     skipped = tuple((n.why, n.count) for n in mutator.not_made())
