@@ -79,6 +79,10 @@ def run(args: argparse.Namespace) -> int:
         tables.append(_tables(result, " ".join(part)))
         terminal.say("\n".join(summary(tables[-1])))
         if not result.complete:
+            # what there is so far says itself that it was cut short
+            output.write(json.dumps(as_data(tables), indent=1) + "\n")
+            if text is not None:
+                text.write(markdown(tables))
             again = selection.command("mutants", *image.options, *part)
             terminal.say(f"interrupted; next: {again}    (goes on where it was)")
             return status_of_interrupt()

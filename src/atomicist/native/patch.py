@@ -41,13 +41,14 @@ class PatchableEngine(Engine):
     ) -> None:
         super().__init__(target, properties, events, error_token, max_steps)
         self._rows = {va: i for i, va in enumerate(self._order)}
-        self._spare = list(range(len(self._order), len(self._order) + SPARE_INSNS))
+        # the last row stays where it is: the runtime takes the span of addresses from first and last
+        self._spare = list(range(len(self._order), len(self._order) + SPARE_INSNS - 1))
         self._vectors = {name: i for i, name in enumerate(events)}
         self._handlers = target.handlers
 
     def _make_image(self, target: Target, events: Sequence[str], max_steps: int) -> layout.CImage:
         image = super()._make_image(target, events, max_steps)
-        ops, insns, *rest = self._keep
+        ops, insns, pages, contents, regions, gates = self._keep
         self._ops = (layout.COp * (len(ops) + SPARE_OPS))()
         self._insns = (layout.CInsn * (len(insns) + SPARE_INSNS))()
         c.memmove(self._ops, ops, c.sizeof(ops))
@@ -55,7 +56,7 @@ class PatchableEngine(Engine):
         for i in range(SPARE_INSNS):
             self._insns[len(insns) + i].va = _NOWHERE + i
         self._used = len(ops)
-        self._keep = (self._ops, self._insns, *rest)
+        self._keep = (self._ops, self._insns, pages, contents, regions, gates)
         image.ops, image.insns = c.addressof(self._ops), c.addressof(self._insns)
         image.ninsns = len(self._insns)
         return image

@@ -54,7 +54,9 @@ def read(text: str) -> tuple[Named, ...]:
         for key, known in _LISTS.items():
             if not set(row.get(key, ())) <= set(known):
                 raise ValueError(f"exception {row['name']!r}: unknown {key}")
-        found.append(Named(**{k: tuple(v) if k in _LISTS else v for k, v in row.items()}))
+        lists = {key: tuple(row.get(key, ())) for key in _LISTS}
+        texts = {key: str(row[key]) for key in _TEXTS if key in row}
+        found.append(Named(**texts, **lists))  # type: ignore[arg-type]
     return tuple(found)
 
 

@@ -16,6 +16,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -249,7 +250,8 @@ def run(
             outcomes |= {o.name: _closed(outcomes[o.name], o) for o in portion}
         complete = True
     except KeyboardInterrupt:
-        pass
+        finished = (p for name, p in journal.portions.items() if name.startswith("probe "))
+        outcomes = {o.name: o for portion in finished for o in portion} | outcomes
     finally:
         _here.quick = _here.target = None
     skipped = tuple((n.why, n.count) for n in mutator.not_made())
@@ -282,8 +284,13 @@ def _portions(
     todo = [i for i, name in enumerate(names) if name not in journal.portions]
     listener(Progress(stage, done, known, 0, killed))
     if todo and count > 1:
-        with multiprocessing.get_context("fork").Pool(count, workers.start) as pool:
-            _collect(journal, pool.imap_unordered(work, todo), stage, done, known, killed, listener)
+        fork = multiprocessing.get_context("fork")
+        pool = ProcessPoolExecutor(count, fork, workers.start)
+        try:
+            finished = as_completed([pool.submit(work, i) for i in todo])
+            _collect(journal, (f.result() for f in finished), stage, done, known, killed, listener)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
     else:
         _collect(journal, map(work, todo), stage, done, known, killed, listener)
     for name in names:

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Mutants of the checker: each property switched off, each gate made looser or stricter.
+
+Some specimen must then escape, or our entry be found guilty; else the property or the
+gate is not tested.  A property is off when a run that violates it ends there, silently.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from atomicist.image import bare, specimens
+from atomicist.image.bare import BareConfig
+from atomicist.machine.target import Target
+from atomicist.native import engine as engine_module
+from atomicist.native.build import runtime_sources
+from atomicist.native.engine import Engine, NativeFinding
+from atomicist.native.patch import PatchableEngine
+from atomicist.search.workers import MAX_RUN, new_engine
+from atomicist.spec.contexts import contexts
+from atomicist.spec.events import ERROR_TOKEN, EVENTS
+from atomicist.spec.properties import CODES, PROPERTIES
+
+ALL = {s.name: s for s in specimens.specimens()}
+NMI, DB, MC, VC = range(4)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("images")
+
+
+def certified(engine: Engine, target: Target, name: str) -> Iterator[NativeFinding]:
+    specimen = ALL[name]
+    start = {c.name: c for c in contexts(target)}
+    for context in specimen.contexts or ("user",):
+        c = start[context]
+        for v in [EVENTS.index(v) for v in specimen.vectors] or range(len(EVENTS)):
+            yield from engine.certify(c.registers, v, expect_df=c.expect_df, no_stack=c.no_stack).findings
+
+
+# --- properties ---
+
+# A specimen that only this property finds, where it is looked for.
+ONLY: Mapping[str, str] = {
+    "IST001": "h-push-over-saved-slot",
+    "IST002": "h-cr3-restored-wrongly",
+    "IST006": "m09-base-from-innermost",
+    "IST007": "x-store-before-commit",
+    "IST009": "h-gs-before-cr3",
+    "IST010": "x-no-swapgs-from-user",
+    "IST011": "h-gs-decided-by-cs",
+    "IST012": "m19-room-test-off-by-one",
+    "IST014": "h-exit-register-clobbered",
+    "IST015": "h-gap-rsp-trusted",
+    "IST016": "x-by-rip-alone",
+    "IST019": "x-label-before-commit",
+    "IST020": "m15-placeholder-not-rewritten",
+    "IST021": "x-room-tested-late",
+    "IST025": "h-tss-rewritten",
+    "IST028": "h-exit-register-not-set",
+}
+
+# Properties for which there is no such specimen yet, and what there is instead.
+NOT_SHOWN: Mapping[str, str] = {
+    "IST003": "no specimen",
+    "IST004": "no specimen",
+    "IST005": "the naive entry only, which violates others too",
+    "IST008": "no specimen",
+    "IST013": "m20-walk-unbounded, from a context that is no start context (test_specimens.py)",
+    "IST017": "no specimen; mutants that change where a branch leads find it",
+    "IST018": "the naive entry only, which violates others too",
+    "IST022": "no specimen; mutants of displacements find it",
+    "IST023": "no specimen; mutants of displacements find it",
+    "IST024": "no specimen",
+    "IST026": "test_retbleed.py",
+    "IST027": "test_retbleed.py",
+}
+
+
+@pytest.mark.parametrize(("number", "name"), ONLY.items())
+def test_a_specimen_escapes_without_the_property(cache: Path, number: str, name: str) -> None:
+    target = specimens.load(ALL[name], BareConfig(), cache)
+    with PatchableEngine(target, CODES, EVENTS, ERROR_TOKEN, MAX_RUN) as engine:
+        assert {f"IST{f.property:03d}" for f in certified(engine, target, name)} == {number}
+        engine.ignore(1 << int(number[3:]))
+        assert not list(certified(engine, target, name))
+
+
+def test_every_property_is_accounted_for() -> None:
+    assert set(ONLY) | set(NOT_SHOWN) == set(PROPERTIES)
+    assert not set(ONLY) & set(NOT_SHOWN)
+
+
+# --- gates ---
+
+# What is changed (file, text, its replacement), and schedules of at most that many events that
+# then find our own entry guilty although it is not: from the context, these vectors.
+LOOSER = {
+    "NMI while blocked": (
+        "enumerate.c",
+        "if (vector == EVENT_NMI && m->r[REG_NMI_BLOCKED])\n\t\treturn false;",
+        "",
+        (1 << NMI, 2),
+    ),
+    "#MC while MCIP is set": (
+        "enumerate.c",
+        "if (vector == EVENT_MC && (m->r[REG_MCG_STATUS] & MCIP))\n\t\treturn false;",
+        "",
+        (1 << MC, 2),
+    ),
+    "#DB in its own entry": ("enumerate.c", "return !(masked >> vector & 1);", "return true;", (1 << DB, 2)),
+    "#VC in its own entry": ("enumerate.c", "return !(masked >> vector & 1);", "return true;", (1 << VC, 2)),
+    "a vector twice in one entry (certificates)": (
+        "certify.c",
+        "under_way |= c % 8 == v + 1;",
+        "under_way |= c % 8 == v + 1 && chain >= 8;",
+        (1 << NMI, 0),
+    ),
+}
+
+# What is changed, and the specimen that then escapes.
+STRICTER = {
+    "no event in an entry (certificates)": (
+        "certify.c",
+        "bool under_way = !m->im->gates[v].present",
+        "bool under_way = true || !m->im->gates[v].present",
+        "m01-registers-from-ongoing",
+    ),
+}
+
+
+def changed(monkeypatch: pytest.MonkeyPatch, file: str, old: str, new: str) -> None:
+    sources = runtime_sources()
+    assert sources[file].count(old) == 1, f"{file} has no such text: this test is out of date"
+    sources[file] = sources[file].replace(old, new)
+    monkeypatch.setattr(engine_module, "runtime_sources", lambda: sources)
+
+
+def guilty(target: Target, offered: int, budget: int) -> bool:
+    user = next(c for c in contexts(target) if c.name == "user")
+    with new_engine(target) as engine:
+        if not budget:
+            first = offered.bit_length() - 1
+            return bool(engine.certify(user.registers, first, expect_df=False, no_stack=False).findings)
+        found = engine.enumerate(user.registers, budget=budget, offered=offered, first=offered, stop=1)
+        return bool(found.findings)
+
+
+@pytest.mark.parametrize("gate", LOOSER)
+def test_a_looser_gate_accuses_our_entry(monkeypatch: pytest.MonkeyPatch, cache: Path, gate: str) -> None:
+    file, old, new, (offered, budget) = LOOSER[gate]
+    target = bare.load(bare.build(bare.kernel_source(), BareConfig(), cache), BareConfig())
+    assert not guilty(target, offered, budget)
+    changed(monkeypatch, file, old, new)
+    assert guilty(target, offered, budget)
+
+
+@pytest.mark.parametrize("gate", STRICTER)
+def test_a_stricter_gate_lets_a_specimen_escape(
+    monkeypatch: pytest.MonkeyPatch, cache: Path, gate: str
+) -> None:
+    file, old, new, name = STRICTER[gate]
+    target = specimens.load(ALL[name], BareConfig(), cache)
+    with new_engine(target) as engine:
+        assert list(certified(engine, target, name))
+    changed(monkeypatch, file, old, new)
+    with new_engine(target) as engine:
+        assert not list(certified(engine, target, name))
+
+
+def test_a_blocked_nmi_stays_blocked_lets_the_naive_entry_escape(
+    monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    """Stricter: no second NMI, also behind an IRET."""
+    target = specimens.load(ALL["naive"], BareConfig(), cache)
+    user = next(c for c in contexts(target) if c.name == "user")
+
+    def second_nmi_loses() -> bool:
+        with new_engine(target) as engine:
+            found = engine.enumerate(
+                user.registers, budget=3, offered=1 << NMI | 1 << MC, first=1 << NMI, stop=4096
+            ).findings
+        return any([e.vector for e in f.events] == [NMI, MC, NMI] for f in found)
+
+    assert second_nmi_loses()
+    changed(
+        monkeypatch, "enumerate.c", "if (vector == EVENT_NMI && m->r[REG_NMI_BLOCKED])",
+        "if (vector == EVENT_NMI && (m->r[REG_NMI_BLOCKED] || m->ninst))",
+    )  # fmt: skip
+    assert not second_nmi_loses()
