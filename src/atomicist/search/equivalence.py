@@ -73,7 +73,7 @@ class Liveness:
                 effects[va], self._next[va] = reads_writes(insn.ops), tuple(successors(insn))
         calls: dict[int, list[int]] = {}
         for insn in target.insns.values():
-            if insn.flow is Flow.CALL and insn.target in target.handlers:
+            if insn.flow is Flow.CALL and insn.target is not None and insn.target in target.handlers:
                 calls.setdefault(insn.target, []).append(insn.next)
         for handler, back in calls.items():
             self._next[handler] = tuple(back)
@@ -188,7 +188,7 @@ class _State:
         self.registers[slot] = value if whole else ("merge", sub, v.size, self.slot(slot), value)
 
     def load(self, address: Expr, size: int) -> Expr:
-        seen = []
+        seen: list[Expr] = []
         for where, width, value in reversed(self.stores):
             if where == address and width == size and not seen:
                 return value
