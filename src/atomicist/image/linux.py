@@ -84,7 +84,7 @@ def describe(kernel: Kernel, features: frozenset[str]) -> LinuxLayout:
     syscall = kernel.symbol(SYSCALL_ENTRY)
     reach = walk(
         text,
-        [vector.entry for vector in vectors] + [syscall],
+        [vector.entry for vector in vectors] + [syscall] + _behind_iret(kernel, vectors),
         frozenset(handler.address for handler in handlers),
         frozenset(kernel.symbol(name) for name in NO_RETURN if kernel.has(name)),
     )
@@ -116,6 +116,12 @@ def describe(kernel: Kernel, features: frozenset[str]) -> LinuxLayout:
         reach=reach,
         notes=_notes(kernel, text, reach),
     )
+
+
+def _behind_iret(kernel: Kernel, vectors: tuple[Vector, ...]) -> list[int]:
+    """Where an IRET within an entry leads: with CONFIG_DEBUG_ENTRY asm_exc_nmi unmasks NMIs by one."""
+    legacy = any(vector.symbol == "asm_exc_nmi" for vector in vectors)
+    return [kernel.symbol("repeat_nmi")] if legacy and kernel.has("repeat_nmi") else []
 
 
 def _vectors(kernel: Kernel, btf: Btf) -> tuple[Vector, ...]:
