@@ -171,10 +171,10 @@ class Walk:
 
     def _landed(self, before: Mapping[str, int]) -> bool:
         """Whether an event arrived that changed no register: at the first instruction of its own entry."""
+        if self.now["RIP"] not in self.places.entries:
+            return False
         frame = self._pushed(before)
-        return self.now["RIP"] in self.places.entries and all(
-            frame[name] == before[name] for name in ("RIP", "RSP", "CS")
-        )
+        return all(frame[name] == before[name] for name in ("RIP", "RSP", "CS"))
 
     def advance(self) -> None:
         """One instruction, one handler, or the arrival of an event that was waiting.

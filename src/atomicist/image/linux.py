@@ -64,6 +64,7 @@ VECTORS: tuple[tuple[str, int, str, str, bool, str, str], ...] = (
 )  # fmt: skip
 STACKS = ("DF", "NMI", "DB", "MCE", "VC", "VC2")
 SYSCALL_ENTRY, SYSCALL_HANDLER = "entry_SYSCALL_64", "do_syscall_64"
+BEHIND_IRET = "repeat_nmi"
 NOT_61 = "not a kernel of the 6.1 kind"
 NO_RETURN = ("__stack_chk_fail", "panic")
 
@@ -112,7 +113,9 @@ def describe(kernel: Kernel, features: frozenset[str]) -> LinuxLayout:
         words=_words(kernel, btf, vectors, tops, text.features),
         msrs=_msrs(syscall, text.features),
         handlers=handlers,
-        helpers=tuple(sorted(set(reach.functions) - {SYSCALL_ENTRY, *(v.symbol for v in vectors)})),
+        helpers=tuple(
+            sorted(set(reach.functions) - {SYSCALL_ENTRY, BEHIND_IRET, *(v.symbol for v in vectors)})
+        ),
         reach=reach,
         notes=_notes(kernel, text, reach),
     )
@@ -121,7 +124,7 @@ def describe(kernel: Kernel, features: frozenset[str]) -> LinuxLayout:
 def _behind_iret(kernel: Kernel, vectors: tuple[Vector, ...]) -> list[int]:
     """Where an IRET within an entry leads: with CONFIG_DEBUG_ENTRY asm_exc_nmi unmasks NMIs by one."""
     legacy = any(vector.symbol == "asm_exc_nmi" for vector in vectors)
-    return [kernel.symbol("repeat_nmi")] if legacy and kernel.has("repeat_nmi") else []
+    return [kernel.symbol(BEHIND_IRET)] if legacy and kernel.has(BEHIND_IRET) else []
 
 
 def _vectors(kernel: Kernel, btf: Btf) -> tuple[Vector, ...]:
