@@ -13,7 +13,8 @@ _PANIC: Final = re.compile(r"Kernel panic - not syncing: (?P<why>.*)")
 _RIP: Final = re.compile(r"RIP: \w+:(?P<place>\S+)")
 _CALLED: Final = re.compile(r"^\s+(?P<name>[\w.]+\+0x[0-9a-f]+/0x[0-9a-f]+)\s*$")
 _TROUBLE: Final = re.compile(
-    r"(?<!RETBleed: )(?<!Spectre V2 : )WARNING:|BUG:|Oops|double fault|general protection|Kernel panic"
+    r"(?<!RETBleed: )(?<!Spectre V2 : )(?<!Return Stack Overflow: )WARNING:"
+    r"|BUG:|Oops|double fault|general protection|Kernel panic"
     r"|corrupted|rcu.*stall|soft lockup|unwind stack type"
 )
 MAX_LOG: Final = 64 << 20

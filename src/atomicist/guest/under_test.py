@@ -154,7 +154,10 @@ def _live(kernel: Kernel, target: Target, rsp: Rsp) -> Target:
             data = page.data if page.flags & PageFlag.USER_PAGE else rsp.read(base, PAGE)
         except GuestError:
             continue  # as the stacks of #VC outside of an encrypted guest: not there, for the model neither
-        pages.append(Page(base, data, page.flags))
+        flags = page.flags
+        if top - (task.top - task.bottom) <= base < top:
+            flags &= ~PageFlag.CONSTANT  # a stack, whatever of the image it lay in
+        pages.append(Page(base, data, flags))
     stack = Region(task.name, task.bottom - task.top + top, top, task.kind)
     return replace(
         target,
