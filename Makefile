@@ -7,7 +7,7 @@ BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tests verify matrix test test-all lint format mutants kernel-image bench fuzz crosscheck walks lock clean distclean
+.PHONY: help setup setup-tests verify matrix test test-kernel test-all lint format mutants kernel-image bench fuzz crosscheck walks lock clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ verify: setup ## the main job: our entry closed; a naive one and Debian's kernel
 
 test: setup-tests ## the tests, without those that are slow or need a Linux tree
 	@$(BIN)/python -m pytest -m "not slow and not kernel" $(ARGS)
+
+test-kernel: setup-tests ## boot and attack the kernel built in TREE=...; QUICK=1: only the NMI boundaries
+	@TREE="$(TREE)" QUICK="$(QUICK)" $(BIN)/python -m pytest -m kernel tests/guest $(ARGS)
 
 test-all: setup-tests ## all tests
 	@$(BIN)/python -m pytest $(ARGS)

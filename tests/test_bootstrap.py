@@ -26,7 +26,9 @@ case " $* " in
 *" update "*) : >"$CALLS.updated" ;;
 *" install "*)
     [ -z "$FAKE_APT_STALE" ] || [ -e "$CALLS.updated" ] || { echo 'E: Unable to locate package'; exit 100; }
-    for tool in gcc clang as ld objcopy; do cp "$FAKE_BIN/true" "$FAKE_BIN/$tool"; done
+    for tool in gcc clang as ld objcopy qemu-system-x86_64 qemu-img; do
+        cp "$FAKE_BIN/true" "$FAKE_BIN/$tool"
+    done
     ;;
 esac
 """
@@ -79,7 +81,7 @@ class Machine:
         (self.bin / name).chmod(0o755)
 
     def add_compilers(self) -> None:
-        for tool in ("gcc", "clang", "as", "ld", "objcopy"):
+        for tool in ("gcc", "clang", "as", "ld", "objcopy", "qemu-system-x86_64", "qemu-img"):
             self.add(tool)
 
     def command(self, arguments: Sequence[str]) -> list[str]:
@@ -115,7 +117,8 @@ def ready(machine: Machine) -> Machine:
     return machine
 
 
-APT_LINE = "apt-get install -y --no-install-recommends gcc binutils clang"
+PACKAGES = "gcc binutils clang qemu-system-x86 qemu-utils"
+APT_LINE = f"apt-get install -y --no-install-recommends {PACKAGES}"
 
 
 def assert_says_what_to_run(result: subprocess.CompletedProcess[str], line: str) -> None:
@@ -245,7 +248,7 @@ def test_apt_get_that_installs_nothing(machine: Machine) -> None:
     machine.add("apt-get")
     result = machine.run()
     assert result.returncode == 2
-    assert "still not found: gcc binutils clang" in result.stderr
+    assert f"still not found: {PACKAGES}" in result.stderr
 
 
 def test_second_run_does_nothing(ready: Machine) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Final
 
 from atomicist.crosscheck.engines import MissingError
+from atomicist.guest.errors import GuestError
 from atomicist.image.errors import ImageError
 from atomicist.native.build import BuildError
 from atomicist.report.files import OutputError
@@ -15,6 +16,7 @@ from atomicist.search.workers import WorkerLost
 from atomicist.tree.errors import TreeError
 
 KNOWN: Final = (
+    GuestError,
     TreeError,
     ImageError,
     ScheduleError,

@@ -64,6 +64,7 @@ VECTORS: tuple[tuple[str, int, str, str, bool, str, str], ...] = (
 )  # fmt: skip
 STACKS = ("DF", "NMI", "DB", "MCE", "VC", "VC2")
 SYSCALL_ENTRY, SYSCALL_HANDLER = "entry_SYSCALL_64", "do_syscall_64"
+BEHIND_IRET = "repeat_nmi"
 NOT_61 = "not a kernel of the 6.1 kind"
 NO_RETURN = ("__stack_chk_fail", "panic")
 
@@ -84,7 +85,7 @@ def describe(kernel: Kernel, features: frozenset[str]) -> LinuxLayout:
     syscall = kernel.symbol(SYSCALL_ENTRY)
     reach = walk(
         text,
-        [vector.entry for vector in vectors] + [syscall],
+        [vector.entry for vector in vectors] + [syscall] + _behind_iret(kernel, vectors),
         frozenset(handler.address for handler in handlers),
         frozenset(kernel.symbol(name) for name in NO_RETURN if kernel.has(name)),
     )
@@ -112,10 +113,18 @@ def describe(kernel: Kernel, features: frozenset[str]) -> LinuxLayout:
         words=_words(kernel, btf, vectors, tops, text.features),
         msrs=_msrs(syscall, text.features),
         handlers=handlers,
-        helpers=tuple(sorted(set(reach.functions) - {SYSCALL_ENTRY, *(v.symbol for v in vectors)})),
+        helpers=tuple(
+            sorted(set(reach.functions) - {SYSCALL_ENTRY, BEHIND_IRET, *(v.symbol for v in vectors)})
+        ),
         reach=reach,
         notes=_notes(kernel, text, reach),
     )
+
+
+def _behind_iret(kernel: Kernel, vectors: tuple[Vector, ...]) -> list[int]:
+    """Where an IRET within an entry leads: with CONFIG_DEBUG_ENTRY asm_exc_nmi unmasks NMIs by one."""
+    legacy = any(vector.symbol == "asm_exc_nmi" for vector in vectors)
+    return [kernel.symbol(BEHIND_IRET)] if legacy and kernel.has(BEHIND_IRET) else []
 
 
 def _vectors(kernel: Kernel, btf: Btf) -> tuple[Vector, ...]:

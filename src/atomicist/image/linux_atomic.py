@@ -48,6 +48,12 @@ def is_atomic(kernel: Kernel) -> bool:
     return any(kernel.has(entry) for entry, _ in ENTRIES.values())
 
 
+def without(kernel: Kernel) -> Kernel:
+    """``kernel`` as booted with ``ist_entry=legacy``: its gates are those of every kernel."""
+    entries = {entry for entry, _ in ENTRIES.values()}
+    return replace(kernel, names={n: a for n, a in kernel.names.items() if n not in entries})
+
+
 def vectors(kernel: Kernel, legacy: Iterable[Vector]) -> tuple[Vector, ...]:
     """The vectors with their atomic entries where the kernel has them."""
     found = []

@@ -49,8 +49,9 @@ MAX_PAGES: Final = 4096
 """More pages than any entry code needs; a hostile image stops here."""
 
 
-def load(path: Path, features: frozenset[str] | None = None) -> Target:
-    """The kernel in ``path`` (vmlinuz or vmlinux) on a CPU with ``features``.
+def load(path: Path, features: frozenset[str] | None = None, *, legacy: bool = False) -> Target:
+    """The kernel in ``path`` (vmlinuz or vmlinux) on a CPU with ``features``; ``legacy``: booted with
+    ist_entry=legacy, if it has the atomic entry.
 
     Raises `ImageError` if it cannot be read, is not of a kind we know, or a
     feature has no such name."""
@@ -59,10 +60,15 @@ def load(path: Path, features: frozenset[str] | None = None) -> Target:
         data = path.read_bytes()
     except OSError as e:
         raise ImageError(f"cannot read {path}: {e.strerror}") from e
-    how = f"linux {path.name} {','.join(sorted(wanted))}"
-    return cached(
-        cache_dir(), data, how, lambda: _Loader(describe(parse_kernel(data), wanted), path.name).target()
-    )
+    how = f"linux {path.name} {','.join(sorted(wanted))}{' legacy' if legacy else ''}"
+
+    def make() -> Target:
+        kernel = parse_kernel(data)
+        if legacy:
+            kernel = linux_atomic.without(kernel)
+        return _Loader(describe(kernel, wanted), path.name).target()
+
+    return cached(cache_dir(), data, how, make)
 
 
 class _Loader:

@@ -1,0 +1,391 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The first process of a guest under test. It takes commands from the second serial port, one a line, and
+ * answers each with one line:
+ *
+ *	hello			{"cpus": 2, "fsgsbase": 1, "version": "6.1.192"}
+ *	start KINDS		a worker on each CPU; KINDS is a sum of 1 hold registers, 2 trace with TF,
+ *				4 hardware breakpoints and watchpoints; "ok"
+ *	stop			the workers end; their sums as JSON
+ *	quiet			nothing more on the console, not even a panic
+ *	count NMI|MCE		of /proc/interrupts, one number for each CPU, as a JSON array
+ *	file PATH		the first 2000 bytes of a file, as a JSON string
+ *	spin			never answers: a user context on CPU 0 that only runs in registers
+ *	exit N			writes N to isa-debug-exit, which ends QEMU
+ *
+ * Nothing is judged by what appears on a console.
+ */
+#define _GNU_SOURCE
+#include <asm/prctl.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/hw_breakpoint.h>
+#include <linux/perf_event.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/auxv.h>
+#include <sys/io.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/syscall.h>
+#include <sys/utsname.h>
+#include <sys/wait.h>
+#include <termios.h>
+#include <unistd.h>
+
+#define EXIT_PORT 0xf4
+#define MAX_CPUS 8
+#define ROUNDS 20000
+#define TRACED 6
+#define HWCAP2_FSGSBASE 2
+
+enum { HOLD = 1, TRACE = 2, BREAK = 4 };
+
+unsigned long hold_registers(unsigned long rounds);
+void breakpoint_here(void);
+void run_traced(void);
+void spin_forever(void);
+extern unsigned long hold_found, hold_gsbase, hold_fsgsbase, hold_pid;
+
+/* What a worker did, and saw; in memory that all processes share. */
+struct tally {
+	unsigned long rounds, traced, traps, executed, executions, written, writes, called, calls, copied, copies;
+	unsigned long changed, found;
+	char trouble[96];
+};
+
+static volatile int *halt;
+static struct tally *tallies;
+static volatile unsigned long traps;
+static volatile unsigned long watched __attribute__((aligned(8)));
+static unsigned long copied_to __attribute__((aligned(8)));
+static int port;
+
+static void say(const char *format, ...)
+{
+	char line[4096];
+	va_list args;
+	int n, at = 0;
+
+	va_start(args, format);
+	n = vsnprintf(line, sizeof(line) - 1, format, args);
+	va_end(args);
+	if (n > (int)sizeof(line) - 2)
+		n = sizeof(line) - 2;
+	line[n++] = '\n';
+	while (at < n) {
+		int done = write(port, line + at, n - at);
+
+		if (done <= 0)
+			break;
+		at += done;
+	}
+}
+
+static void on_trap(int number)
+{
+	(void)number;
+	traps++;
+}
+
+static int on_address(unsigned long address, int type, int length)
+{
+	struct perf_event_attr attr = {
+		.type = PERF_TYPE_BREAKPOINT, .size = sizeof(attr), .bp_type = type, .bp_addr = address, .bp_len = length,
+	};
+
+	return syscall(SYS_perf_event_open, &attr, 0, -1, -1, 0);
+}
+
+static unsigned long counted(int fd)
+{
+	unsigned long value = 0;
+
+	if (fd < 0 || read(fd, &value, sizeof(value)) != sizeof(value))
+		return 0;
+	return value;
+}
+
+static unsigned long kernel_symbol(const char *wanted)
+{
+	char line[256], name[128], type;
+	unsigned long address, found = 0;
+	FILE *file = fopen("/proc/kallsyms", "r");
+
+	if (!file)
+		return 0;
+	while (!found && fgets(line, sizeof(line), file))
+		if (sscanf(line, "%lx %c %127s", &address, &type, name) == 3 && !strcmp(name, wanted))
+			found = address;
+	fclose(file);
+	return found;
+}
+
+static void use_breakpoints(struct tally *t, const int *fd, const int *pipes)
+{
+	unsigned long word = 0x5a5a;
+
+	for (int i = 0; i < 8; i++) {
+		breakpoint_here();
+		t->executed++;
+		watched = i;
+		t->written++;
+		syscall(SYS_getppid);
+		t->called += fd[2] >= 0;
+		if (write(pipes[1], &word, 8) == 8 && read(pipes[0], &copied_to, 8) == 8)
+			t->copied++;
+	}
+	t->executions = counted(fd[0]);
+	t->writes = counted(fd[1]);
+	t->calls = counted(fd[2]);
+	t->copies = counted(fd[3]);
+}
+
+static void work(int cpu, int kinds)
+{
+	struct tally *t = &tallies[cpu];
+	int fd[4] = { -1, -1, -1, -1 }, pipes[2] = { -1, -1 }, errno_of_kernel;
+	cpu_set_t set;
+
+	CPU_ZERO(&set);
+	CPU_SET(cpu, &set);
+	sched_setaffinity(0, sizeof(set), &set);
+	signal(SIGTRAP, on_trap);
+	hold_pid = syscall(SYS_getpid);
+	hold_fsgsbase = !!(getauxval(AT_HWCAP2) & HWCAP2_FSGSBASE);
+	/* With FSGSBASE a user may choose the kernel's half, too. */
+	hold_gsbase = hold_fsgsbase && (cpu & 1) == 0 ? 0xffff888000ba5e00 : 0x00007f00ba5e0000;
+	if (hold_fsgsbase)
+		asm volatile("wrgsbase %0" : : "r"(hold_gsbase));
+	else
+		syscall(SYS_arch_prctl, ARCH_SET_GS, hold_gsbase);
+	if (kinds & BREAK) {
+		unsigned long function = kernel_symbol("__x64_sys_getppid");
+
+		if (pipe(pipes))
+			snprintf(t->trouble, sizeof(t->trouble), "pipe: %s", strerror(errno));
+		fd[0] = on_address((unsigned long)breakpoint_here, HW_BREAKPOINT_X, sizeof(long));
+		fd[1] = on_address((unsigned long)&watched, HW_BREAKPOINT_W, HW_BREAKPOINT_LEN_8);
+		fd[2] = on_address(function, HW_BREAKPOINT_X, sizeof(long));
+		errno_of_kernel = errno;
+		fd[3] = on_address((unsigned long)&copied_to, HW_BREAKPOINT_W, HW_BREAKPOINT_LEN_8);
+		for (int i = 0; i < 4; i++)
+			/* Without CONFIG_KPROBES the kernel takes no breakpoint on its own code. */
+			if (fd[i] < 0 && (i != 2 || errno_of_kernel != EINVAL))
+				snprintf(t->trouble, sizeof(t->trouble), "breakpoint %d: %s", i, strerror(errno));
+	}
+	while (!*halt && !t->changed) {
+		if (kinds & HOLD) {
+			t->changed = hold_registers(ROUNDS);
+			t->found = hold_found;
+			t->rounds += ROUNDS;
+		}
+		if (kinds & TRACE) {
+			run_traced();
+			t->traced += TRACED;
+			t->traps = traps;
+		}
+		if (kinds & BREAK)
+			use_breakpoints(t, fd, pipes);
+	}
+	_exit(0);
+}
+
+static int cpus(void)
+{
+	long n = sysconf(_SC_NPROCESSORS_ONLN);
+
+	return n > MAX_CPUS ? MAX_CPUS : n;
+}
+
+/*
+ * An NMI that nobody expects is reported with KERN_EMERG, and writing that to a serial port takes longer than
+ * all the rest of the handler. The kernel's log keeps it anyway.
+ */
+static void console_loglevel(const char *levels)
+{
+	int fd = open("/proc/sys/kernel/printk", O_WRONLY);
+
+	if (fd < 0 || write(fd, levels, strlen(levels)) < 0)
+		fprintf(stderr, "init: printk: %s\n", strerror(errno));
+	if (fd >= 0)
+		close(fd);
+}
+
+static void start(int kinds)
+{
+	*halt = 0;
+	memset(tallies, 0, MAX_CPUS * sizeof(*tallies));
+	for (int i = 0; i < cpus(); i++)
+		if (fork() == 0)
+			work(i, kinds);
+	say("\"ok\"");
+}
+
+static void stop(void)
+{
+	struct tally sum = { 0 };
+
+	*halt = 1;
+	for (int i = 0; i < cpus(); i++) {
+		int status = 0;
+
+		if (wait(&status) > 0 && status)
+			snprintf(sum.trouble, sizeof(sum.trouble), "a worker ended with status %#x", status);
+	}
+	for (int i = 0; i < cpus(); i++) {
+		struct tally *t = &tallies[i];
+
+		sum.rounds += t->rounds;
+		sum.traced += t->traced;
+		sum.traps += t->traps;
+		sum.executed += t->executed;
+		sum.executions += t->executions;
+		sum.written += t->written;
+		sum.writes += t->writes;
+		sum.called += t->called;
+		sum.calls += t->calls;
+		sum.copied += t->copied;
+		sum.copies += t->copies;
+		if (t->changed) {
+			sum.changed = t->changed;
+			sum.found = t->found;
+		}
+		if (t->trouble[0])
+			memcpy(sum.trouble, t->trouble, sizeof(sum.trouble));
+	}
+	say("{\"rounds\": %lu, \"traced\": %lu, \"traps\": %lu, \"executed\": %lu, \"executions\": %lu, "
+	    "\"written\": %lu, \"writes\": %lu, \"called\": %lu, \"calls\": %lu, \"copied\": %lu, \"copies\": %lu, "
+	    "\"changed\": %lu, \"found\": %lu, \"trouble\": \"%s\"}",
+	    sum.rounds, sum.traced, sum.traps, sum.executed, sum.executions, sum.written, sum.writes, sum.called,
+	    sum.calls, sum.copied, sum.copies, sum.changed, sum.found, sum.trouble);
+}
+
+static void count(const char *name)
+{
+	char line[512], text[256] = "";
+	FILE *file = fopen("/proc/interrupts", "r");
+
+	while (file && fgets(line, sizeof(line), file)) {
+		char *at = line + strspn(line, " "), *end;
+
+		if (strncmp(at, name, 3) || at[3] != ':')
+			continue;
+		at += 4;
+		for (int i = 0; i < cpus(); i++) {
+			unsigned long n = strtoul(at, &end, 10);
+
+			if (end == at)
+				break;
+			at = end;
+			snprintf(text + strlen(text), sizeof(text) - strlen(text), "%s%lu", i ? ", " : "", n);
+		}
+	}
+	if (file)
+		fclose(file);
+	say("[%s]", text);
+}
+
+static void show(const char *path)
+{
+	char data[2001], text[4001];
+	int fd = open(path, O_RDONLY), n = fd < 0 ? -1 : read(fd, data, 2000), at = 0;
+
+	for (int i = 0; i < n; i++) {
+		if (data[i] == '\n') {
+			text[at++] = '\\';
+			text[at++] = 'n';
+		} else if (data[i] == '"' || data[i] == '\\') {
+			text[at++] = '\\';
+			text[at++] = data[i];
+		} else {
+			text[at++] = data[i] < ' ' ? ' ' : data[i];
+		}
+	}
+	text[at] = 0;
+	if (fd >= 0)
+		close(fd);
+	if (n < 0)
+		say("null");
+	else
+		say("\"%s\"", text);
+}
+
+static void hello(void)
+{
+	struct utsname name;
+
+	uname(&name);
+	say("{\"cpus\": %d, \"fsgsbase\": %d, \"version\": \"%s\"}", cpus(),
+	    !!(getauxval(AT_HWCAP2) & HWCAP2_FSGSBASE), name.release);
+}
+
+static void obey(char *line)
+{
+	char *argument = strchr(line, ' ');
+
+	if (argument)
+		*argument++ = 0;
+	if (!strcmp(line, "hello"))
+		hello();
+	else if (!strcmp(line, "start") && argument)
+		start(atoi(argument));
+	else if (!strcmp(line, "stop"))
+		stop();
+	else if (!strcmp(line, "quiet")) {
+		console_loglevel("0 4 0 7");
+		say("\"ok\"");
+	}
+	else if (!strcmp(line, "count") && argument)
+		count(argument);
+	else if (!strcmp(line, "file") && argument)
+		show(argument);
+	else if (!strcmp(line, "spin"))
+		spin_forever();
+	else if (!strcmp(line, "exit") && argument)
+		outb(atoi(argument), EXIT_PORT);
+	else
+		say("\"unknown command\"");
+}
+
+int main(void)
+{
+	struct termios raw;
+	char line[256];
+	int n = 0;
+
+	mount("proc", "/proc", "proc", 0, 0);
+	mount("sysfs", "/sys", "sysfs", 0, 0);
+	mount("debugfs", "/sys/kernel/debug", "debugfs", 0, 0);
+	port = open("/dev/ttyS1", O_RDWR | O_NOCTTY);
+	if (port < 0 || iopl(3)) {
+		fprintf(stderr, "init: no second serial port, or no port I/O: %s\n", strerror(errno));
+		return 1;
+	}
+	tcgetattr(port, &raw);
+	cfmakeraw(&raw);
+	tcsetattr(port, TCSANOW, &raw);
+	halt = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	tallies = mmap(0, MAX_CPUS * sizeof(*tallies), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (halt == MAP_FAILED || tallies == MAP_FAILED)
+		return 1;
+	say("\"ready\"");
+	for (;;) {
+		char c;
+
+		if (read(port, &c, 1) != 1)
+			continue;
+		if (c != '\n' && n < (int)sizeof(line) - 1) {
+			line[n++] = c;
+			continue;
+		}
+		line[n] = 0;
+		n = 0;
+		obey(line);
+	}
+}
