@@ -16,7 +16,19 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "atomicist"
 
 # From the bottom up: a room uses only those before it in this list.
-ROOMS = ("isa", "machine", "native", "image", "spec", "search", "crosscheck", "guest", "tree", "report", "cli")
+ROOMS = (
+    "isa",
+    "machine",
+    "native",
+    "image",
+    "spec",
+    "search",
+    "crosscheck",
+    "guest",
+    "tree",
+    "report",
+    "cli",
+)
 
 # Rooms that may see less than everything below. A report is made from result objects; what could run, lift or
 # change a machine is not for it.
