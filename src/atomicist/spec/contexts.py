@@ -149,9 +149,9 @@ def _user_rows(target: Target) -> Iterator[tuple[str, str, dict[str, int]]]:
             )
     pcid = target.kernel_cr3 & 0xFFF
     if pcid:
-        for other in (0, 6, 0x7FF):
-            cr3 = {"CR3": user["CR3"] ^ pcid | other}
-            yield f"user-pcid-{other}", f"user mode with the kernel's PCID being {other:#x}", user | cr3
+        # Linux uses 1 to 6 (TLB_NR_DYN_ASIDS); these two differ in each of the bits.
+        other = {"CR3": user["CR3"] ^ pcid | 6}
+        yield "user-pcid-6", "user mode with the kernel's PCID being 6", user | other
     main = target.main_stack()
     if main is not None:
         low = {"RSP": main.bottom + 0x40}

@@ -127,8 +127,7 @@ EXPORT struct search *atomicist_new(const struct image *im)
 	s->m = m;
 	m->im = im;
 	m->caplog = 1 << 20;
-	m->hash_size = 1 << 22;
-	m->capnodes = m->hash_size / 2;
+	m->capnodes = (1u << (32 - HASH_SHIFT_MOST)) / 2;
 	m->caplazies = 1 << 18;
 	m->capfindings = 4096;
 	s->capout = 1 << 17;
@@ -147,7 +146,7 @@ EXPORT struct search *atomicist_new(const struct image *im)
 	m->clean = calloc(im->npages, sizeof(*m->clean));
 	m->nodes = malloc(m->capnodes * sizeof(*m->nodes));
 	m->lazies = malloc(m->caplazies * sizeof(*m->lazies));
-	m->node_hash = calloc(m->hash_size, sizeof(u32));
+	m->node_hash = calloc(1u << (32 - HASH_SHIFT_MOST), sizeof(*m->node_hash));
 	m->ran = calloc(im->ninsns + 1, 1);
 	m->delivered = calloc((size_t)im->ninsns * NVEC + 1, sizeof(*m->delivered));
 	m->offered = calloc((size_t)im->ninsns * NVEC + 1, sizeof(*m->offered));

@@ -806,7 +806,8 @@ int certify(struct search *s, const u64 *regs, u32 vector, u32 expect_df, u32 no
 	m->nlog = 0;
 	m->nnodes = 1;
 	m->nlazies = 0;
-	memset(m->node_hash, 0, m->hash_size * sizeof(*m->node_hash));
+	m->hash_shift = HASH_SHIFT_FEW;
+	memset(m->node_hash, 0, (HASH_MASK(m) + 1ull) * sizeof(*m->node_hash));
 	memset(m->rscope, 0, sizeof(m->rscope));
 	memset(m->depended, 0, (NSLOTS + m->im->npages * WORDS) * sizeof(*m->depended));
 	memset(m->version, 0, (NSLOTS + m->im->npages * WORDS) * sizeof(*m->version));

@@ -257,6 +257,11 @@ struct compiled {
 	int (*deliver)(struct machine *m, u32 index, u64 error);
 };
 
+/* Of as many slots as `hash_shift` leaves, the last. */
+#define HASH_MASK(m)	(~0u >> (m)->hash_shift)
+#define HASH_SHIFT_FEW	16	/* 65,536 slots */
+#define HASH_SHIFT_MOST	10
+
 struct machine {
 	const struct image *im;
 	const struct compiled *code;	/* or NULL */
@@ -285,8 +290,8 @@ struct machine {
 	u32 nnodes, capnodes;
 	struct lazy *lazies;
 	u32 nlazies, caplazies;
-	u32 *node_hash;
-	u32 hash_size;
+	u64 *node_hash;		/* tag and index of a node, or 0 */
+	u32 hash_shift;		/* its slot is the tag without so many low bits */
 	u32 *version;		/* by place: `clock` when it was written last */
 	u32 clock;
 	u32 *journal;		/* by clock: the place written then */

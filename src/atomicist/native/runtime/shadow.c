@@ -62,27 +62,59 @@ u64 apply(u32 code, u64 a, u32 sa, u64 b, u32 sb, u32 size)
 	return v & MASK(size);
 }
 
-static u32 intern(struct machine *m, const struct node *n)
+static u32 tag_of(const struct node *n)
 {
 	u64 h = n->val * 0x9e3779b97f4a7c15ull ^ (n->va ^ n->vb << 32 ^ n->vb >> 32) * 0xd6e8feb86659fd93ull ^
 		((u64)n->a << 32 | n->b) * 0xff51afd7ed558ccdull ^
 		((u64)n->scope << 32 | n->code) * 0xc2b2ae3d27d4eb4full;
-	u32 i = (u32)(h >> 40) & (m->hash_size - 1);
+
+	return (u32)(h >> 32);
+}
+
+/* A low bit of a product depends on few bits of its factors: the high ones choose the slot. */
+static u32 slot_of(const struct machine *m, u32 tag)
+{
+	return tag >> m->hash_shift;
+}
+
+/* The table grows with its use, so that it stays in the caches where nodes are few. */
+static void widen(struct machine *m)
+{
+	m->hash_shift--;
+	memset(m->node_hash, 0, (HASH_MASK(m) + 1ull) * sizeof(*m->node_hash));
+	for (u32 k = 1; k <= m->nnodes; k++) {
+		u32 tag = tag_of(&m->nodes[k]), i = slot_of(m, tag);
+
+		while (m->node_hash[i])
+			i = (i + 1) & HASH_MASK(m);
+		m->node_hash[i] = (u64)tag << 32 | k;
+	}
+}
+
+static u32 intern(struct machine *m, const struct node *n)
+{
+	u32 tag = tag_of(n), i = slot_of(m, tag);
 
 	while (m->node_hash[i]) {
-		const struct node *o = &m->nodes[m->node_hash[i]];
+		u64 there = m->node_hash[i];
 
-		if (o->code == n->code && o->a == n->a && o->b == n->b && o->va == n->va &&
-		    o->vb == n->vb && o->val == n->val && o->scope == n->scope && o->size == n->size)
-			return m->node_hash[i];
-		i = (i + 1) & (m->hash_size - 1);
+		if (there >> 32 == tag) {
+			const struct node *o = &m->nodes[(u32)there];
+
+			if (o->code == n->code && o->a == n->a && o->b == n->b && o->va == n->va &&
+			    o->vb == n->vb && o->val == n->val && o->scope == n->scope && o->size == n->size)
+				return (u32)there;
+		}
+		i = (i + 1) & HASH_MASK(m);
 	}
 	if (m->nnodes == m->capnodes) {
 		m->overflow = __LINE__;
 		return 0;
 	}
 	m->nodes[m->nnodes] = *n;
-	m->node_hash[i] = m->nnodes;
+	m->node_hash[i] = (u64)tag << 32 | m->nnodes;
+	if (m->nnodes * 2 > HASH_MASK(m))
+		widen(m);
 	return m->nnodes++;
 }
 
