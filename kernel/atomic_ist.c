@@ -87,7 +87,7 @@ static __always_inline bool within(unsigned long address, unsigned long start,
 /* Addresses of text are immediates of the code: no data is read for them. */
 static __always_inline bool within_text(unsigned long ip, char *start, char *end)
 {
-	return ip >= (unsigned long)start && ip < (unsigned long)end;
+	return within(ip, (unsigned long)start, (unsigned long)end - (unsigned long)start);
 }
 
 /* The entry whose IST stack contains @sp, or NULL. */
