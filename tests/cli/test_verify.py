@@ -125,6 +125,16 @@ def test_a_broken_entry_from_end_to_end(tmp_path: Path) -> None:
     assert "IST007 is violated" in again.stdout
 
 
+def test_an_instruction_that_is_not_modelled() -> None:
+    """A finding with its name, and an input that cannot be judged."""
+    done = run("verify", "--specimen", "x-instruction-not-modelled", "--vector", "nmi", "--quiet")
+    assert done.returncode == 2
+    assert "IST017" in done.stdout
+    assert done.stderr.startswith("atomicist: at atomic_ist_committed_nmi+")
+    assert "cpuid" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def hear_interrupts() -> None:
     """A test run in the background of a shell ignores SIGINT, and its children would too."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)

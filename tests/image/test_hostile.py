@@ -91,7 +91,7 @@ def test_nothing_of_an_image_is_on_the_compilers_command_line(
         pass
     assert len(calls) >= 2
     words = {word for command, _ in calls for word in command}
-    known = {*build.FLAGS, *codegen.FLAGS, "-o", "out.so", "--version", build.compiler()}
+    known = {*build.FLAGS, *codegen.FLAGS, "-march=native", "-o", "out.so", "--version", build.compiler()}
     assert all(re.fullmatch(r"[a-z_]+\.c", word) for word in words - known)
     assert all(env is None for _, env in calls)
     assert all(re.fullmatch(r"[0-9a-f]{32}\.so", place.name) for place in tmp_path.iterdir())

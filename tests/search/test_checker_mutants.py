@@ -69,7 +69,7 @@ NOT_SHOWN: Mapping[str, str] = {
     "IST005": "the naive entry only, which violates others too",
     "IST008": "no specimen",
     "IST013": "m20-walk-unbounded, from a context that is no start context (test_specimens.py)",
-    "IST017": "no specimen; mutants that change where a branch leads find it",
+    "IST017": "x-instruction-not-modelled; without a meaning the run could not go on at all",
     "IST018": "the naive entry only, which violates others too",
     "IST022": "no specimen; mutants of displacements find it",
     "IST023": "no specimen; mutants of displacements find it",

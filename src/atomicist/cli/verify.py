@@ -7,7 +7,7 @@ import argparse
 import sys
 
 from atomicist.cli import selection
-from atomicist.cli.errors import FINDINGS, NOT_CLOSED, PASSED, UsageError
+from atomicist.cli.errors import BAD_INPUT, FINDINGS, NOT_CLOSED, PASSED, UsageError
 from atomicist.cli.main import status_of_interrupt
 from atomicist.cli.whole_page import whole_page
 from atomicist.report.as_json import result_json
@@ -24,7 +24,9 @@ from atomicist.search.result import Result
 from atomicist.search.verify import BUDGET, EXPLORED, verify
 from atomicist.spec.contexts import contexts
 from atomicist.spec.events import EVENTS
+from atomicist.spec.properties import BY_KEY
 
+UNMODELLED = BY_KEY["UNMODELLED"].number
 MAX_BUDGET = 8
 MAX_WORKERS = 64
 
@@ -119,6 +121,13 @@ def _command(args: argparse.Namespace, image: selection.Image) -> str:
 def _status(result: Result) -> int:
     if result.interrupted:
         return status_of_interrupt()
+    unknown = next((f for f in result.findings if f.property == UNMODELLED), None)
+    if unknown is not None and all(f.property == UNMODELLED for f in result.findings):
+        Terminal(sys.stderr).say(
+            f"atomicist: at {clean(unknown.where)}: {clean(unknown.subject)}; give it a meaning in "
+            "src/atomicist/isa/system.py, or keep it off the path"
+        )
+        return BAD_INPUT
     if result.findings:
         return FINDINGS
     return PASSED if result.closed else NOT_CLOSED
