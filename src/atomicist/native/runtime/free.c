@@ -78,6 +78,28 @@ static bool linear(struct cells *c, u32 node, struct linear *l)
 	return true;
 }
 
+/* The upper bits of such a sum, without the lowest `*low`, and nothing above them cut off. */
+static bool upper(struct cells *c, u32 node, struct linear *l, u32 *low)
+{
+	const struct node *n = &c->m->nodes[node];
+	u32 dropped;
+
+	if (!node)
+		return false;
+	if (n->code == CODE_INT_AND && n->a == n->b)	/* TEST of a register with itself */
+		return upper(c, n->a, l, low);
+	*low = 0;
+	if (linear(c, node, l))
+		return true;
+	if (n->b || (n->code != CODE_INT_RIGHT && n->code != CODE_SUBPIECE))
+		return false;
+	dropped = n->code == CODE_SUBPIECE ? 8 * n->vb : n->vb;
+	if (n->vb >= 64 || !upper(c, n->a, l, low) || *low + dropped >= 64)
+		return false;
+	*low += dropped;
+	return *low + 8 * n->size >= 64;
+}
+
 /* Something changes where the expression becomes `value`. */
 static void cut_where(struct cells *c, const struct linear *l, u64 value)
 {
@@ -109,6 +131,7 @@ static void borders(struct cells *c, u32 node)
 	struct machine *m = c->m;
 	const struct node *n = &m->nodes[node];
 	struct linear l;
+	u32 low;
 
 	if (!reads(m, node, c->slot))
 		return;
@@ -135,6 +158,12 @@ static void borders(struct cells *c, u32 node)
 				   linear(c, m->nodes[here].a, &l)) {
 				cut_where(c, &l, with << m->nodes[here].vb);
 				cut_where(c, &l, (with + 1) << m->nodes[here].vb);
+			} else if (n->code != CODE_INT_CARRY && n->code != CODE_INT_SCARRY &&
+				   n->code != CODE_INT_SBORROW && upper(c, here, &l, &low)) {
+				cut_where(c, &l, 0);
+				cut_where(c, &l, 1ull << 63);
+				cut_where(c, &l, with << low);
+				cut_where(c, &l, (with + 1) << low);
 			} else if (m->nodes[here].size == 1) {
 				borders(c, here);
 			} else {
