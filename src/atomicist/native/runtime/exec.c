@@ -418,14 +418,15 @@ int step(struct machine *m)
 {
 	u64 pc = m->r[REG_RIP], next;
 	const struct insn *in = insn_at(m, pc);
+	const u32 wanted = EXECUTABLE | (m->root ? USER_ROOT : KERNEL_ROOT);
 	int st, i;
 
 	m->pc = pc;
+	i = find_page(m, pc);
+	if (i < 0 || (m->pages[i].flags & (wanted | USER_PAGE)) != wanted)
+		return fault(m, VECTOR_PF, P_FETCH, pc);
 	if (!in)
 		return report(m, P_NO_CODE, pc, NSLOTS, 0, 0);
-	i = find_page(m, pc);
-	if (i < 0 || !(m->pages[i].flags & (m->root ? USER_ROOT : KERNEL_ROOT)))
-		return fault(m, VECTOR_PF, P_FETCH, pc);
 	next = pc + in->size;
 	m->note = 0;
 	m->guest_insns++;
