@@ -43,8 +43,9 @@ def chrome_trace(recording: Recording) -> str:
         who = history.deliveries[s.delivery].who if s.delivery >= 0 else "the interrupted context"
         first = replay.steps[s.first]
         events.append({
-            "ph": "X", "pid": _PROCESS, "tid": tracks[s.column], "ts": s.first + 1, "dur": s.last - s.first + 1,
-            "name": f"{who.removeprefix('the ')}: {about[s.stage].title}", "cat": s.stage,
+            "ph": "X", "pid": _PROCESS, "tid": tracks[s.column], "ts": s.first + 1,
+            "dur": s.last - s.first + 1, "cat": s.stage,
+            "name": f"{who.removeprefix('the ')}: {about[s.stage].title}",
             "args": {"about": about[s.stage].about, "first step": s.first, "last step": s.last,
                      "at": name(replay.target.symbolize(first.rip))},
         })  # fmt: skip
