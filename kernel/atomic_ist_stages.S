@@ -14,6 +14,7 @@
  *
  *	cr3, gsbase, spec_ctrl	save 3
  */
+SYM_INNER_LABEL(V(atomic_ist_save3), SYM_L_GLOBAL)
 	ATOMIC_IST_PUSH_SAVE3
 	UNWIND_HINT_REGS offset=ATOMIC_IST_SAVE3_SIZE
 #endif

@@ -51,7 +51,7 @@ def shoot(browser: Browser, page: Path, shot: Shot) -> None:
     first = view.locator("details.func summary").first
     if first.count():
         first.click()
-        first.scroll_into_view_if_needed()
+        view.locator("section.card", has=first).evaluate("card => scrollTo(0, card.offsetTop - 8)")
     view.wait_for_timeout(300)
     view.screenshot(path=OUT / f"{shot.name}.png")
     view.close()

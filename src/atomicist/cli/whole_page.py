@@ -4,7 +4,7 @@ on the reference interpreter."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from atomicist.cli import selection
@@ -39,9 +39,13 @@ def _pictures(result: Result, image: selection.Image) -> dict[str, dict[str, Any
     wanted = _of_findings(result.findings) if result.findings else _of_boundaries(result.boundaries, image)
     made: dict[str, dict[str, Any]] = {}
     steps = 0
+    tried: set[str] = set()
     for schedule, must in wanted:
         if len(made) == PICTURES or steps >= STEPS:
             break
+        if schedule in tried:
+            continue
+        tried.add(schedule)
         try:
             recording = record(image.target, parse(schedule, image.target))
         except ScheduleError:
@@ -57,12 +61,16 @@ def _pictures(result: Result, image: selection.Image) -> dict[str, dict[str, Any
 
 
 def _of_findings(findings: Sequence[Finding]) -> Iterator[tuple[str, str]]:
-    """The one that is explained, one of each property, then one of each place of each."""
+    """The one that is explained, one of each property, one of each place of each, then one of
+    each place where the last event came."""
     yield findings[0].schedule, findings[0].property
     # a run without end is long, and its picture says little
     telling = [f for f in findings if not severity(f.property)[0]] or findings[:1]
     ranked = sorted(telling, key=lambda f: severity(f.property))
-    for key in (lambda f: (f.property,), lambda f: (f.property, f.where)):
+    keys: tuple[Callable[[Finding], tuple[str, ...]], ...] = (
+        lambda f: (f.property,), lambda f: (f.property, f.where), lambda f: (f.schedule.rpartition(",")[2],),
+    )  # fmt: skip
+    for key in keys:
         chosen: dict[tuple[str, ...], Finding] = {}
         for finding in ranked:
             chosen.setdefault(key(finding), finding)

@@ -24,18 +24,23 @@ from atomicist.search.replay import Write
 from atomicist.spec.events import EVENTS
 
 _NAMES: Final = frozenset(PT_REGS)
+_SAVE3: Final = ("saved SPEC_CTRL", "saved GSBASE", "saved CR3")
+"""Below a pt_regs, lowest address first (kernel/bare/README.md)."""
+
 _MAX_COPIES: Final = 64
 _VECTORS: Final = {event.lower() for event in EVENTS} | {"df", "mce", "irq", "tss"}
 
 
 @dataclass(frozen=True, slots=True)
 class _Level:
-    """A pt_regs at ``address``, written before ``until`` and after ``since``, of ``owner``."""
+    """``names`` of words from ``address`` up, written before ``until`` and after ``since``, of
+    ``owner``."""
 
     address: int
     since: int
     until: int
     owner: int
+    names: tuple[str, ...] = PT_REGS
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,7 @@ class Ownership:
             for index, moment in enumerate(recording.moments)
             for stored in moment.stored
         }
+        self._slot = (*_SAVE3, *PT_REGS) if recording.save3 else PT_REGS
         self._levels = [*self._committed(), *self._shown(), *self._saved()]
 
     def _committed(self) -> list[_Level]:
@@ -69,7 +75,7 @@ class Ownership:
             lowest = self._recording.moments[step].rsp
             for j, delivery in enumerate(reversed(self._history.committed_at(step))):
                 address = lowest + j * self._recording.slot_bytes
-                levels.append(_Level(address, before, step, delivery.number))
+                levels.append(_Level(address, before, step, delivery.number, self._slot))
             before = step
         return levels
 
@@ -87,12 +93,12 @@ class Ownership:
         return levels
 
     def _saved(self) -> list[_Level]:
-        """The pt_regs that an entry with a commit saves at the top of its IST stack."""
+        """What an entry with a commit saves at the top of its IST stack."""
         if not self._recording.slot_bytes:
             return []
         end = len(self._replay.steps)
         return [
-            _Level(max(d.slots()) + WORD * (1 - len(PT_REGS)), d.step, end, d.number)
+            _Level(max(d.slots()) + WORD * (1 - len(self._slot)), d.step, end, d.number, self._slot)
             for d in self._history.deliveries
         ]
 
@@ -119,12 +125,12 @@ class Ownership:
     def _level(self, address: int, write: Write) -> _Level | None:
         if write.by != "insn":
             return None
-        size = WORD * len(PT_REGS)
         return next(
             (
                 level
                 for level in self._levels
-                if level.address <= address < level.address + size and level.since < write.step < level.until
+                if level.address <= address < level.address + WORD * len(level.names)
+                and level.since < write.step < level.until
             ),
             None,
         )
@@ -136,7 +142,7 @@ class Ownership:
             return delivered.slots()[address]
         level = self._level(address, write)
         if level is not None:
-            return PT_REGS[(address - level.address) // WORD]
+            return level.names[(address - level.address) // WORD]
         source = self.source(address, write)
         if source is None or depth > _MAX_COPIES:
             return "return address" if self._is_call(write) else ""

@@ -71,7 +71,8 @@ class Stack:
 class Recording:
     """A run as it was: ``replay`` and one of ``moments`` for each of its steps; ``start``:
     the registers at the beginning; ``slot_bytes``: what a level of nesting takes of the
-    main stack, 0 where the image has no commit."""
+    main stack, 0 where the image has no commit; ``save3``: whether a level begins with what
+    save 3 has kept."""
 
     replay: Replay
     moments: tuple[Moment, ...]
@@ -79,6 +80,7 @@ class Recording:
     stages: tuple[Stage, ...]
     stacks: tuple[Stack, ...]
     slot_bytes: int
+    save3: bool = False
 
 
 def _shown(registers: tuple[int, ...]) -> dict[str, int]:
@@ -125,7 +127,9 @@ def _assemble(target: Target, played: Replay, tape: Tape) -> Recording:
             )
         )
     stacks = tuple(Stack(r.name, KINDS[r.kind], r.bottom, r.top) for r in target.regions)
-    return Recording(played, tuple(moments), states[0], STAGES, stacks, target.slot_bytes if claims else 0)
+    save3 = claims and any(labelled(name) == "save3" for name in target.symbols)
+    slot = target.slot_bytes if claims else 0
+    return Recording(played, tuple(moments), states[0], STAGES, stacks, slot, save3)
 
 
 def follow(target: Target, schedule: Schedule) -> tuple[Recording, tuple[tuple[int, Injection], ...]]:

@@ -16,14 +16,14 @@ class MemoryView {
   table(stack) {
     const state = el("span", { class: "quiet" });
     const body = el("tbody");
-    const heads = [["off", "top"], ["", "slot"], ["", "value"], ["is", "what it is"], ["", "owner"], ["by", "written by"]];
+    const heads = [["off", "top"], ["name", "slot"], ["val", "value"], ["is", "what it is"], ["own", "owner"], ["by", "written by"]];
     const root = el("section", { class: "stack", "aria-label": stack.title },
       el("header", {}, el("h3", {}, capital(stack.title)), el("span", { class: "quiet mono" }, `top ${stack.top}`), state),
       el("div", { class: "scroll" }, el("table", { class: "slots" }, el("thead", {}, el("tr", {}, heads.map(([c, t]) => el("th", { class: c, scope: "col" }, t)))), body)));
-    return { stack, root, state, body, shape: null, rows: new Map() };
+    return { stack, root, state, body, shape: null, rows: new Map(), gaps: [] };
   }
   row(table, word) {
-    const cells = ["off", "", "val", "is", "", "by"].map((c) => el("td", { class: c }));
+    const cells = ["off", "name", "val", "is", "own", "by"].map((c) => el("td", { class: c }));
     const button = el("button", { class: "slot", type: "button", title: word.address, on: { click: () => this.choose(word.address) } });
     cells[1].append(button);
     cells[0].textContent = `-0x${(table.stack.topN - word.n).toString(16)}`;
@@ -61,7 +61,8 @@ class MemoryView {
     const shape = shown.map((s) => (s.gap ? `${s.start}+${s.gap}` : s.word.address)).join();
     if (shape !== t.shape) {
       t.shape = shape;
-      t.body.replaceChildren(...shown.map((s) => (s.gap ? this.gap(t, s.gap) : this.rowOf(t, s.word).tr)));
+      let gaps = 0;
+      this.arrange(t.body, shown.map((s) => (s.gap ? this.gap(t, gaps++, s.gap) : this.rowOf(t, s.word).tr)));
     }
     for (const s of shown) if (!s.gap) this.paint(t, s.word, s.now, step);
   }
@@ -69,13 +70,26 @@ class MemoryView {
     if (!t.rows.has(word.address)) t.rows.set(word.address, this.row(t, word));
     return t.rows.get(word.address);
   }
-  gap(t, count) {
-    const open = this.open.has(t.stack.key);
-    const button = el("button", { class: "slot", type: "button", "aria-expanded": String(open), on: { click: () => {
-      if (open) this.open.delete(t.stack.key); else this.open.add(t.stack.key);
-      this.show(this.at);
-    } } }, `${t.stack.kind === "other" ? "not written yet" : "free"}: ${plural(count, "word")}`);
-    return el("tr", { class: "gap" }, el("td", { class: "off" }, "\u22ee"), el("td", { colspan: "5" }, button));
+  // What stays is not touched: a browser would measure it again.
+  arrange(body, rows) {
+    const wanted = new Set(rows);
+    for (const row of [...body.children]) if (!wanted.has(row)) row.remove();
+    let at = body.firstChild;
+    for (const row of rows) if (row === at) at = at.nextSibling; else body.insertBefore(row, at);
+  }
+  gap(t, index, count) {
+    const key = t.stack.key;
+    if (!t.gaps[index]) {
+      const button = el("button", { class: "slot", type: "button", on: { click: () => {
+        if (!this.open.delete(key)) this.open.add(key);
+        this.show(this.at);
+      } } });
+      t.gaps[index] = { button, tr: el("tr", { class: "gap" }, el("td", { class: "off" }, "\u22ee"), el("td", { colspan: "5" }, button)) };
+    }
+    const { button, tr } = t.gaps[index];
+    button.setAttribute("aria-expanded", String(this.open.has(key)));
+    button.textContent = `${t.stack.kind === "other" ? "not written yet" : "free"}: ${plural(count, "word")}`;
+    return tr;
   }
   paint(t, word, now, step) {
     const { run } = this, row = this.rowOf(t, word), { write } = now;

@@ -90,7 +90,7 @@ class ProcedureView {
       return head;
     }));
     const parts = columns.map((c) => sv("line", { class: "lane", x1: this.x(c.key), x2: this.x(c.key), y1: 0, y2: this.height }));
-    parts.push(...this.waits(), this.context(8, 16, "interrupted"));
+    parts.push(...this.waits(), this.context(8, 16, this.wide < 84 ? "context" : "interrupted"));
     if (data.verdict.outcome === "resumed") parts.push(this.context(this.endTop, 20, "runs again"));
     this.rows.forEach((row, k) => parts.push(...this.bar(row, k)));
     for (const row of this.rows) for (const a of row.arrows) parts.push(this.arrow(a));
@@ -114,7 +114,7 @@ class ProcedureView {
     const x = this.x(column), w = this.wide - 10, h = row.bottom - row.top;
     const title = this.run.data.stages[stage].title;
     const rect = sv("rect", { class: "bar", x: x - w / 2, y: row.top, width: w, height: h, rx: 3 });
-    const depth = { save1: 34, save2: 26, copy: 18, walk: 18, commit: 44, kernel: 14, handler: 38, return: 9, refuse: 40 }[stage] ?? 20;
+    const depth = { save1: 34, save2: 26, save3: 22, kernelize: 30, untrain: 12, copy: 18, walk: 18, commit: 44, kernel: 14, handler: 38, return: 9, refuse: 40 }[stage] ?? 20;
     rect.style.fill = `color-mix(in srgb, ${this.colour(d)} ${depth}%, var(--panel))`;
     rect.style.stroke = this.colour(d);
     const steps = first === last ? `step ${first}` : `steps ${first} to ${last}`;
