@@ -12,8 +12,8 @@ from dataclasses import replace
 
 import pytest
 
-from atomicist.image.bare import BareConfig, build, kernel_source, load
-from atomicist.image.retbleed import ExposedPath, exposed_paths, guard, untraining_of
+from atomicist.image.bare import RFC_V1, BareConfig, build, kernel_source, load
+from atomicist.image.retbleed import VECTOR_TEXT, ExposedPath, exposed_paths, guard, untraining_of
 from atomicist.isa.ir import Insn
 from atomicist.isa.lift import Lifter
 from atomicist.isa.predictions import EXPOSED_ALL, MITIGATIONS, own_text
@@ -24,6 +24,7 @@ from atomicist.machine.target import Target
 from atomicist.native.build import cache_dir
 from atomicist.search.replay import replay
 from atomicist.search.schedule import parse
+from atomicist.search.verify import verify
 from atomicist.search.workers import new_engine
 from atomicist.spec.contexts import contexts
 from atomicist.spec.events import EVENTS
@@ -34,10 +35,10 @@ STACK = 0xFFFF_C900_0000_0000
 CONTEXTS = ("user", "kernel-task", "kernel-entry", "gap-entry_SYSCALL_64", "gap-entry_SYSRETQ_unsafe_stack")
 
 
-def image(built: str, cpu: str) -> Target:
+def image(built: str, cpu: str, variant: str = "1c") -> Target:
     """kernel/ built for one CPU, as it is on another."""
-    path = build(kernel_source(), BareConfig(mitigation=built), cache_dir())
-    return load(path, BareConfig(mitigation=cpu))
+    path = build(kernel_source(), BareConfig(mitigation=built, variant=variant), cache_dir())
+    return load(path, BareConfig(mitigation=cpu, variant=variant))
 
 
 def static(target: Target) -> tuple[ExposedPath, ...]:
@@ -82,6 +83,37 @@ def test_a_call_of_the_handler_too_early(built: str, cpu: str) -> None:
     assert len(paths) == 2 * len(EVENTS), "from user and from kernel mode"
     assert target.symbolize(paths[0].places[0]) in {"asm_exc_nmi", "asm_exc_machine_check", "asm_exc_debug",
                                                     "asm_exc_vmm_communication"}  # fmt: skip
+
+
+@pytest.mark.parametrize("mitigation", ["ibrs", "unret", "ibpb"])
+def test_rfc_v1_is_found_for_its_ret(mitigation: str) -> None:
+    """The copy's RET, of each vector; from the kernel alone nobody has trained it."""
+    target = image(mitigation, mitigation, RFC_V1)
+    for (context, event), numbers in found(target).items():
+        assert numbers == (set() if context == "kernel-task" else {26}), (context, event)
+    paths = static(target)
+    assert {p.what for p in paths} == {"ret"}
+    own = [
+        (target.symbols[f"__atomic_ist_{v}_text"], target.symbols[f"atomic_ist_committed_{v}"])
+        for v in VECTOR_TEXT
+    ]
+    assert {sum(start <= p.va for start, _ in own) for p in paths} == {1, 2, 3, 4}, "in each vector's text"
+    assert all(any(start <= p.va < end for start, end in own) for p in paths)
+
+
+@pytest.mark.parametrize("mitigation", [m for m in MITIGATIONS if m != "ibrs"])
+def test_rfc_v1_loses_nothing(mitigation: str) -> None:
+    """The same code on a CPU whose predictions are nobody's matter; with IBRS the kernel also
+    says what SPEC_CTRL is in user mode, and the contexts of another CPU are not told."""
+    assert set().union(*found(image(mitigation, "none", RFC_V1)).values()) == set()
+
+
+@pytest.mark.slow
+def test_rfc_v1_loses_nothing_whatever_comes() -> None:
+    result, shown = verify(image("unret", "none", RFC_V1))
+    assert shown is None
+    assert result.findings == ()
+    assert result.closed, result.open_because
 
 
 def test_the_reference_agrees() -> None:

@@ -4,7 +4,7 @@
 On processors that RETBLEED concerns (CVE-2022-29900, -29901) user mode can train where
 the kernel's RET or indirect branch is predicted to go.  The kernel has to do something
 about it in each entry, before the first of them (Linux nospec-branch.h: UNTRAIN_RET,
-IBRS_ENTER).  The hidden register EXPOSED says for what it has not been done:
+IBRS_ENTER).  The hidden register EXPOSED says for what it has not been done, or may not have been:
 
 bit 0      everything
 bit 1 + i  the text of event i, whose one RET an early untraining of its own may cover
@@ -17,7 +17,7 @@ user mode, the SYSCALL gaps              all bits, in the start contexts: a run 
                                          vol. 4, table 2-2; Intel's "Speculative
                                          Execution Side Channel Mitigations", 3.1)
 any: WRMSR PRED_CMD with IBPB            none
-``unret``: the untraining code           none; an early one, its own text's bit
+``unret``: the untraining code           none; an early one, all but its own text's bit
 =======================================  ==============================================
 
 A nested entry inherits EXPOSED, and leaves it to whom it interrupted, as hardware would.
@@ -50,6 +50,10 @@ def own_text(event: int) -> int:
     return EVERYTHING << 1 + event
 
 
+EXPOSED_VALUES: Final = (0, EXPOSED_ALL, *(EXPOSED_ALL & ~own_text(i) for i in range(4)))
+"""All values of EXPOSED: there are no other ways to set it."""
+
+
 def checked(insn: Insn, bit: int) -> Insn:
     """``insn``, a branch that is predicted: a finding while ``bit`` is exposed."""
     b = Builder()
@@ -58,11 +62,12 @@ def checked(insn: Insn, bit: int) -> Insn:
 
 
 def untraining(insn: Insn, bits: int) -> Insn:
-    """``insn``, behind which ``bits`` are no longer exposed."""
+    """``insn``, behind which ``bits`` are no longer exposed, and all others are said to be.
+
+    A constant rests on nothing: with what was exposed before, certificates would multiply by
+    each subset of the bits. To forget that others were safe can only find too much."""
     b = Builder()
-    left = EXPOSED_ALL & ~bits
-    # a constant rests on nothing, which spares certificates
-    b.set("EXPOSED", b.and_(reg("EXPOSED"), left) if left else const(0, 8))
+    b.set("EXPOSED", const(EXPOSED_ALL & ~bits, 8))
     return _before(b.done(), insn)
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from atomicist.isa.predictions import EXPOSED_VALUES
 from atomicist.isa.registers import REGISTERS
 from atomicist.machine.memory import WORD, Region
 from atomicist.machine.target import Target
@@ -144,9 +145,11 @@ class Reach:
 
     def key_values(self, start: Sequence[Context]) -> list[list[int]]:
         """For each register of `KEY_SLOTS`, all values that start contexts have; a value
-        of GSBASE may move to KERNEL_GSBASE and back."""
+        of GSBASE may move to KERNEL_GSBASE and back, and EXPOSED is set on the way."""
         values = {n: {c.registers[REGISTERS[n].slot] for c in start} for n in KEY_SLOTS}
         values["GSBASE"] = values["KERNEL_GSBASE"] = values["GSBASE"] | values["KERNEL_GSBASE"]
+        if self._target.mitigation != "none":
+            values["EXPOSED"] |= set(EXPOSED_VALUES)
         return [sorted(values[n]) if n != "RSP" else [] for n in KEY_SLOTS]
 
     def begin(self, context: Context) -> bool:
