@@ -44,23 +44,6 @@ static u64 value_of(struct machine *m, u32 node, u64 constant)
 	return node ? m->nodes[node].val : constant;
 }
 
-static bool is_half(const struct node *n, u64 from)
-{
-	return n->code == CODE_SUBPIECE && n->size == 4 && n->a && !n->b && n->vb == from;
-}
-
-/* What EDX:EAX have been loaded with, half by half, to be written to an MSR; or 0. */
-static u32 both_halves(struct machine *m, const struct node *n)
-{
-	const struct node *low = &m->nodes[n->a], *high = &m->nodes[n->b];
-
-	if (n->code != CODE_INT_OR || !n->a || !n->b || high->code != CODE_INT_LEFT || !high->a || high->b ||
-	    high->vb != 32)
-		return 0;
-	high = &m->nodes[high->a];
-	return is_half(low, 0) && is_half(high, 4) && low->a == high->a ? low->a : 0;
-}
-
 /* A constant plus or minus the register. */
 struct linear {
 	u64 plus;
@@ -71,7 +54,6 @@ static bool linear(struct cells *c, u32 node, struct linear *l)
 {
 	const struct node *n = &c->m->nodes[node];
 	bool in_a, in_b;
-	u32 whole;
 
 	if (!node || n->size != 8)
 		return false;
@@ -79,9 +61,6 @@ static bool linear(struct cells *c, u32 node, struct linear *l)
 		*l = (struct linear){ 0, false };
 		return n->a == c->slot;
 	}
-	whole = both_halves(c->m, n);
-	if (whole)
-		return linear(c, whole, l);
 	if (n->code != CODE_INT_ADD && n->code != CODE_INT_SUB)
 		return false;
 	in_a = reads(c->m, n->a, c->slot);
