@@ -229,6 +229,22 @@ static struct value truncate(struct machine *m, struct value v, u32 size)
 	return v;
 }
 
+static bool is_half(const struct node *n, u64 from)
+{
+	return n->code == CODE_SUBPIECE && n->size == 4 && n->a && !n->b && n->vb == from;
+}
+
+/* The word that EDX:EAX were loaded from, half by half, to be written to an MSR; or 0. */
+static u32 both_halves(struct machine *m, u32 a, u32 b)
+{
+	const struct node *low = &m->nodes[a], *high = &m->nodes[b];
+
+	if (!a || !b || high->code != CODE_INT_LEFT || !high->a || high->b || high->vb != 32)
+		return 0;
+	high = &m->nodes[high->a];
+	return is_half(low, 0) && is_half(high, 4) && low->a == high->a ? low->a : 0;
+}
+
 u32 mk_node(struct machine *m, u32 code, u32 size, u32 a, u64 va, u32 sa,
 	    u32 b, u64 vb, u32 sb, u64 val)
 {
@@ -243,6 +259,8 @@ u32 mk_node(struct machine *m, u32 code, u32 size, u32 a, u64 va, u32 sa,
 		return truncate(m, (struct value){ a, val }, size).node;
 	if ((code == CODE_INT_OR || code == CODE_INT_XOR || code == CODE_INT_ADD) && (a ? !b && !vb : !va))
 		return a ? a : b;
+	if (code == CODE_INT_OR && both_halves(m, a, b))
+		return both_halves(m, a, b);
 	return intern(m, &n);
 }
 
