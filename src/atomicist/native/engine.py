@@ -130,9 +130,10 @@ class NativeResult:
     lowest_main: int
     overflow: int
     dependence: tuple[int, int] | None
-    injected: tuple[tuple[int, int, int, int], ...] = ()
-    """(address, event, times that it was delivered there one by one, times that a certificate
-    tried it there, by a class that it belongs to or one by one): all that are not zero."""
+    injected: tuple[bytes, bytes] = (b"", b"")
+    """For each instruction by address, and each event, how often it was delivered there one by
+    one, and how often a certificate tried it there, by a class that it belongs to or one by one:
+    64-bit numbers, little-endian."""
     cells: tuple[tuple[tuple[int, bool], ...] | None, ...] = ()
     """For each of `FREE_SLOTS`, of a context in user mode or with the user's RSP: the cells that
     its values fall into, as (first value, whether the result holds there), in order; None if they
@@ -242,16 +243,11 @@ class Engine:
             t.misses, t.worst_commit, t.lowest_main, int(t.overflow), broken, self._injected(), cells,
         )  # fmt: skip
 
-    def _injected(self) -> tuple[tuple[int, int, int, int], ...]:
-        size = len(self._order) * self._events
-        delivered, offered = (
-            memoryview(c.string_at(getattr(self._lib, f"atomicist_{name}")(self._search), 8 * size)).cast("Q")
-            for name in ("delivered", "offered")
-        )
-        return tuple(
-            (self._order[i // self._events], i % self._events, delivered[i], offered[i])
-            for i in range(size)
-            if delivered[i] or offered[i]
+    def _injected(self) -> tuple[bytes, bytes]:
+        size = 8 * len(self._order) * self._events
+        return (
+            c.string_at(self._lib.atomicist_delivered(self._search), size),
+            c.string_at(self._lib.atomicist_offered(self._search), size),
         )
 
     def ran(self) -> bytes:

@@ -4,41 +4,42 @@ event is delivered or tried, and put together here by boundary."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from atomicist.machine.target import Target
 from atomicist.search.result import Boundary, Finding
 from atomicist.search.schedule import ScheduleError, parse
 from atomicist.spec.events import EVENTS
 
-Counts = Iterable[tuple[int, int, int, int]]
-"""As `native.engine.NativeResult.injected`."""
-
 
 class Injected:
-    """The sums."""
+    """The sums: numbers of 64 bits side by side in two long ones, to be added at once."""
 
     def __init__(self) -> None:
-        self._delivered: Counter[tuple[int, int]] = Counter()
-        self._offered: Counter[tuple[int, int]] = Counter()
+        self._delivered = 0
+        self._offered = 0
         self.contexts: Mapping[int, int] = {}
 
-    def add(self, counts: Counts) -> None:
-        """Add what one exploration injected."""
-        for rip, event, delivered, offered in counts:
-            self._delivered[rip, event] += delivered
-            self._offered[rip, event] += offered
+    def add(self, counts: tuple[bytes, bytes]) -> None:
+        """Add what one exploration injected, as `native.engine.NativeResult.injected` has it."""
+        delivered, offered = counts
+        self._delivered += int.from_bytes(delivered, "little")
+        self._offered += int.from_bytes(offered, "little")
 
     def boundaries(self, target: Target, vectors: Sequence[int]) -> tuple[Boundary, ...]:
         """For each instruction of ``target``, and each handler, what came before it."""
+        events = len(EVENTS)
+        size = len(target.insns) * events
+        all_delivered, all_offered = (
+            memoryview(n.to_bytes(8 * size, "little")).cast("Q") for n in (self._delivered, self._offered)
+        )
         made = []
-        for rip in sorted(target.insns):
+        for i, rip in enumerate(sorted(target.insns)):
             function, _, offset = target.symbolize(rip).partition("+")
-            events = range(len(EVENTS))
-            delivered = tuple(self._delivered[rip, e] for e in events)
-            covered = tuple(max(0, self._offered[rip, e] - self._delivered[rip, e]) for e in events)
-            contexts = tuple(self.contexts.get(rip, 0) if e in vectors else 0 for e in events)
+            here = range(i * events, (i + 1) * events)
+            delivered = tuple(all_delivered[k] for k in here)
+            covered = tuple(max(0, all_offered[k] - all_delivered[k]) for k in here)
+            contexts = tuple(self.contexts.get(rip, 0) if e in vectors else 0 for e in range(events))
             text = "the handler" if rip in target.handlers else target.insns[rip].text
             made.append(Boundary(rip, function, int(offset or "0", 0), text, delivered, covered, contexts))
         return tuple(made)
