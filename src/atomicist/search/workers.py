@@ -12,8 +12,9 @@ import ctypes
 import multiprocessing
 import os
 import signal
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
 from typing import Any, Final, Self, TypeVar
@@ -76,6 +77,9 @@ def default_workers() -> int:
 
 _PR_SET_PDEATHSIG: Final = 1
 
+AHEAD: Final = 2
+"""Tasks that a worker has at a time."""
+
 
 class WorkerLost(Exception):  # noqa: N818 - it is lost, not wrong
     """A worker was killed from outside; nothing it did is missing from what was reported."""
@@ -108,8 +112,8 @@ def _work(here: Connection, others: Sequence[Connection]) -> None:
 class _Worker:
     process: ForkProcess
     to: Connection
-    task: tuple[int, int] | None = None
-    """What it works on: the number of the call of `Workers.map`, and of the task in it."""
+    tasks: deque[tuple[int, int]] = field(default_factory=deque)
+    """What it works on, and will: the number of the call of `Workers.map`, and of the task in it."""
 
     def end(self) -> None:
         self.process.terminate()
@@ -174,16 +178,18 @@ class Workers:
         call, given = self._calls, 0
         for number in range(len(tasks)):
             while number not in answers:
-                for worker in self._workers:
-                    if worker.task is None and given < len(tasks):
-                        worker.task = call, given
-                        _send(worker, (function, tasks[given]))
-                        given += 1
+                # the next one waits at the worker while its last answer is looked at here
+                for _ in range(AHEAD):
+                    for worker in self._workers:
+                        if len(worker.tasks) < AHEAD and given < len(tasks):
+                            worker.tasks.append((call, given))
+                            _send(worker, (function, tasks[given]))
+                            given += 1
                 for worker in self._answering():
-                    answer, task, worker.task = _receive(worker), worker.task, None
+                    answer, (of_call, task) = _receive(worker), worker.tasks.popleft()
                     # of a call that was given up nobody wants the rest
-                    if task is not None and task[0] == call:
-                        answers[task[1]] = answer
+                    if of_call == call:
+                        answers[task] = answer
             fine, result = answers.pop(number)
             if not fine:
                 raise result
@@ -191,7 +197,7 @@ class Workers:
 
     def _answering(self) -> list[_Worker]:
         """The workers that have something to say, or are no more; waits for the first."""
-        ready = wait([w.to for w in self._workers if w.task is not None])
+        ready = wait([w.to for w in self._workers if w.tasks])
         return [w for w in self._workers if w.to in ready]
 
 
