@@ -18,10 +18,10 @@ from atomicist.search.result import Boundary, Finding, Result
 from atomicist.search.schedule import ScheduleError, parse
 from atomicist.spec.events import EVENTS
 
-PICTURES: Final = 32
+PICTURES: Final = 160
 """Schedules that are drawn on the page of a whole search; of others the command is given."""
 
-STEPS: Final = 12_000
+STEPS: Final = 60_000
 """Steps of all these runs together, for each is run by the reference interpreter."""
 
 
@@ -62,13 +62,14 @@ def _pictures(result: Result, image: selection.Image) -> dict[str, dict[str, Any
 
 def _of_findings(findings: Sequence[Finding]) -> Iterator[tuple[str, str]]:
     """The one that is explained, one of each property, one of each place of each, then one of
-    each place where the last event came."""
+    each place where the last event came, and the second."""
     yield findings[0].schedule, findings[0].property
     # a run without end is long, and its picture says little
     telling = [f for f in findings if not severity(f.property)[0]] or findings[:1]
     ranked = sorted(telling, key=lambda f: severity(f.property))
     keys: tuple[Callable[[Finding], tuple[str, ...]], ...] = (
         lambda f: (f.property,), lambda f: (f.property, f.where), lambda f: (f.schedule.rpartition(",")[2],),
+        lambda f: (*f.schedule.split(",")[1:2],),
     )  # fmt: skip
     for key in keys:
         chosen: dict[tuple[str, ...], Finding] = {}
