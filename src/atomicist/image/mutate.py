@@ -183,7 +183,9 @@ class Mutator:
         memory = any(o.type == capstone.x86.X86_OP_MEM for o in detail.operands)
         if memory and not e.disp_size:
             self._skip("a memory operand without a displacement")
-        if memory and e.disp_size:
+        if memory and e.disp_size and insn.text.startswith("nop"):
+            self._skip("the displacement of a NOP, which is no address")
+        elif memory and e.disp_size:
             for kind, step in (("displacement", 1), ("slot", 8)):
                 yield from self._field(insn, kind, e.disp_offset, e.disp_size, step)
         direct = insn.flow in _DIRECT and insn.target is not None
