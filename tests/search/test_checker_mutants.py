@@ -79,7 +79,14 @@ NOT_SHOWN: Mapping[str, str] = {
 }
 
 
-@pytest.mark.parametrize(("number", "name"), ONLY.items())
+SLOW = {"IST001"}
+"""Without these the specimen is looked at to the end, which takes half a minute."""
+
+
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [pytest.param(n, s, marks=[pytest.mark.slow] if n in SLOW else []) for n, s in ONLY.items()],
+)
 def test_a_specimen_escapes_without_the_property(cache: Path, number: str, name: str) -> None:
     target = specimens.load(ALL[name], BareConfig(), cache)
     with PatchableEngine(target, CODES, EVENTS, ERROR_TOKEN, MAX_RUN) as engine:
