@@ -234,6 +234,7 @@ def test_debian_layouts(kernel: Kernel) -> None:
     assert btf.struct("cpu_entry_area").size % 4096 == 0
 
 
+@pytest.mark.slow
 def test_damage_anywhere_is_an_image_error(vmlinux: bytes) -> None:
     """Headers and tables with bytes changed: an answer or an ImageError, nothing else."""
     small = builders.elf({BASE: builders.kallsyms(TABLE)}, build_id=b"1234")
