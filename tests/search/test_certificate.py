@@ -40,7 +40,9 @@ def run(target: Target, context: Context, vector: str, *, brute: bool = False) -
         )
 
 
-@pytest.mark.parametrize("name", ["user", "kernel-task", pytest.param("kernel-main-0x8", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["user", "kernel-task", pytest.param("kernel-main-0x8", marks=pytest.mark.slow)]
+)
 def test_classes_count_what_brute_force_counts(entry: Target, name: str) -> None:
     """With three vectors all nestings can be walked one by one: the same number of
     interleavings, the same contexts behind, the same commits."""
