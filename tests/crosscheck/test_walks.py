@@ -20,7 +20,7 @@ from atomicist.native.engine import Engine
 from atomicist.search.replay import Timed, find_context, replay_timed
 from atomicist.spec.events import ERROR_TOKEN, EVENTS
 from atomicist.spec.properties import CODES, PROPERTIES
-from tests.fuzz.seeds import VMLINUZ
+from tests.debian_kernel import fetched
 
 MAX_STEPS = 4_000
 IMAGES = ("entry", "naive", "debian", "m02-saved-test-strict", "m07-commit-in-two-steps")
@@ -34,9 +34,7 @@ def target(name: str) -> Target:
     if name == "entry":
         return load(build(kernel_source(), config, cache_dir()), config)
     if name == "debian":
-        if not VMLINUZ.exists():
-            pytest.skip("Debian's kernel is not there: tools/kernel-image")
-        return vmlinux.load(VMLINUZ)
+        return vmlinux.load(fetched())
     return specimens.load(specimens.find(name), config, cache_dir())
 
 

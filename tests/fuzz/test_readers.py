@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 
 from atomicist.image import btf, cache, elf
 from atomicist.search import schedule
+from tests.debian_kernel import fetched
 from tests.fuzz import readers
 from tests.fuzz.mutate import damage
 from tests.fuzz.readers import CPU_SECONDS, READERS, attempt, case
-from tests.fuzz.seeds import ROOT, VMLINUZ
+from tests.fuzz.seeds import ROOT
 
 BRIEF = {
     "elf": 150, "bzimage": 300, "kallsyms": 100, "btf": 40, "alternatives": 30, "describe": 8, "target": 2,
@@ -29,10 +30,7 @@ BRIEF = {
 
 @pytest.fixture(autouse=True, scope="module")
 def debian() -> None:
-    if not VMLINUZ.exists():
-        done = subprocess.run([ROOT / "tools" / "kernel-image"], capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.skip(done.stderr.strip() or "tools/kernel-image failed")
+    fetched()
 
 
 @pytest.mark.parametrize("name", READERS)

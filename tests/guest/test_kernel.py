@@ -18,6 +18,7 @@ import pytest
 from atomicist.cli.main import main
 from atomicist.guest import obituary
 from atomicist.guest.boots import BOOTS, ENTRIES
+from tests.debian_kernel import fetched
 
 pytestmark = pytest.mark.kernel
 TREE = os.environ.get("TREE", "")
@@ -67,13 +68,6 @@ def test_cost(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(p["total"] > 0 for row in found["cost"] for p in row["paths"])
 
 
-def kernel_image() -> str:
-    found = Path(__file__).resolve().parents[2] / "build/kernel-image/vmlinuz"
-    if not found.is_file():
-        pytest.skip("make kernel-image")
-    return str(found)
-
-
 class TestBadInput:
     """One line, exit status 2, and what to do."""
 
@@ -103,7 +97,7 @@ class TestBadInput:
             capsys,
             "boot",
             "--kernel",
-            kernel_image(),
+            str(fetched()),
             "--boot",
             "default",
             "--append",

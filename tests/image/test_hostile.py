@@ -30,8 +30,8 @@ from atomicist.search.verify import verify
 from atomicist.spec.events import ERROR_TOKEN, EVENTS
 from atomicist.spec.properties import CODES
 from tests.cli.command import run
+from tests.debian_kernel import fetched
 from tests.fuzz import readers
-from tests.fuzz.seeds import VMLINUZ
 
 EVIL = (
     '"; system("touch owned"); //\x1b[31m<script>]]>&\u202e*/ #include "/etc/passwd"\\\n'
@@ -117,9 +117,9 @@ def bare_specimen() -> Target:
     return specimens.load(specimens.find("naive"), BareConfig(), cache_dir())
 
 
-@pytest.mark.skipif(not VMLINUZ.exists(), reason="Debian's kernel is not there: tools/kernel-image")
 def test_a_hostile_kernel_writes_nothing_but_its_outputs(tmp_path: Path) -> None:
     """A kernel with hostile symbols, from the command line."""
+    fetched()
     data, _ = readers.carved()
     # of the same length, so that the string table keeps its places
     for name in (b"asm_exc_nmi", b"exc_nmi", b"sync_regs", b"fixup_bad_iret"):

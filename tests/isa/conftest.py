@@ -3,7 +3,6 @@
 
 import itertools
 import os
-import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +17,7 @@ from atomicist.image.bare import BareConfig
 from atomicist.image.bzimage import extract_vmlinux
 from atomicist.image.kernel import Kernel, parse_kernel
 from atomicist.image.linux import describe
+from tests.debian_kernel import fetched
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -72,11 +72,8 @@ def bare_code(bare_images: dict[BareConfig, Path]) -> dict[bytes, str]:
 
 @pytest.fixture(scope="session")
 def kernel() -> Kernel:
-    """Debian's kernel; the test is skipped, with the reason, where it cannot be had."""
-    done = subprocess.run([ROOT / "tools" / "kernel-image"], capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(done.stderr.strip() or "tools/kernel-image failed")
-    return parse_kernel(extract_vmlinux((ROOT / "build" / "kernel-image" / "vmlinuz").read_bytes()))
+    """Debian's kernel."""
+    return parse_kernel(extract_vmlinux(fetched().read_bytes()))
 
 
 @pytest.fixture(scope="session")
