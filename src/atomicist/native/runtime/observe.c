@@ -264,11 +264,14 @@ static int check_environment(struct machine *m, const struct instance *in)
 	const u32 slots[] = { REG_GSBASE, REG_CR3, REG_AC, REG_DF };
 
 	for (u32 i = 0; i < 4; i++) {
-		u64 found = m->r[slots[i]] & (slots[i] == REG_CR3 ? CR3_COMPARED : ~0ull);
+		u64 kept = slots[i] == REG_CR3 ? CR3_COMPARED : ~0ull, found = m->r[slots[i]] & kept;
+		u32 node = m->shadow ? leaf(m, slots[i]) : 0;
 
+		if (node && ~kept)
+			node = mk_node(m, CODE_INT_AND, 8, node, m->r[slots[i]], 8, 0, kept, 8, found);
 		if (m->shadow)
-			require(m, leaf(m, slots[i]), m->r[slots[i]]);
-		if (found != (expected[i] & (slots[i] == REG_CR3 ? CR3_COMPARED : ~0ull)))
+			require(m, node, found);
+		if (found != (expected[i] & kept))
 			return report(m, P_ENVIRONMENT, m->pc, slots[i], expected[i], m->r[slots[i]]);
 	}
 	if (m->im->ibrs) {
