@@ -26,7 +26,7 @@ verify: setup ## the main job: our entry closed; a naive one and Debian's kernel
 	@$(if $(ARGS),$(BIN)/atomicist verify $(ARGS),tools/verify-all)
 
 test: setup-tests ## the tests, without those that are slow or need a Linux tree
-	@$(BIN)/python -m pytest -m "not slow and not kernel" $(ARGS)
+	@$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not kernel" $(ARGS)
 
 test-kernel: setup-tests ## boot and attack the kernel built in TREE=...; QUICK=1: only the NMI boundaries
 	@TREE="$(TREE)" QUICK="$(QUICK)" $(BIN)/python -m pytest -m kernel tests/guest $(ARGS)
