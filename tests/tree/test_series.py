@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from atomicist.tree import series
 from atomicist.cli.main import main
+from atomicist.tree import series
 from atomicist.tree.apply import Tables, plan_apply, write
 from atomicist.tree.errors import TreeError
 from atomicist.tree.hooks import Step
