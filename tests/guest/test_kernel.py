@@ -83,6 +83,14 @@ def test_boot(entry: str) -> None:
     assert [b["problems"] for b in found["boots"]] == [[]] * len(names)
 
 
+@in_full
+def test_traces() -> None:
+    status, found = run("traces", str(TREE), "--entry", "atomic")
+    assert [t["problems"] for t in found["traces"]] == [[], [], []]
+    assert all(t["samples"] for t in found["traces"])
+    assert status == 0
+
+
 @pytest.fixture(scope="module")
 def soak() -> Iterator[subprocess.Popen[str] | None]:
     """All events at random for ten minutes, on one core, while others use the other."""
