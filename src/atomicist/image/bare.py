@@ -39,6 +39,13 @@ from atomicist.machine.target import Place, Target
 PCID_KERNEL: Final = 1
 """Linux's first kernel PCID (arch/x86/mm/tlb.c); the user's is this | 0x800."""
 
+CPU: Final = 5
+NODE: Final = 3
+"""Of the processor that the image runs on; neither is 0, and the CPU's number is odd."""
+
+CALL_ALIGNMENT: Final = 16
+"""As kernel/bare/README.md says of handlers (System V ABI, 3.2.2)."""
+
 _IST: Final = {"df": 1, "nmi": 2, "db": 3, "mc": 4, "vc": 5}
 _GATES: Final = (
     (NMI, "asm_exc_nmi", "nmi"), (DB, "asm_exc_debug", "db"), (MC, "asm_exc_machine_check", "mc"),
@@ -228,6 +235,8 @@ class _Loader:
             slot_bytes=symbols.get("atomic_ist_slot_size", 176),
             mitigation=config.mitigation,
             kernel_spec_ctrl=SPEC_CTRL_KERNEL if config.mitigation == "ibrs" else 0,
+            call_alignment=CALL_ALIGNMENT,
+            cpunode=NODE << 12 | CPU,
         )
 
     def _has_code(self, address: int) -> bool:
@@ -294,7 +303,7 @@ class _Loader:
             memory.words[tss + TSS_IST1 + 8 * (index - 1)] = self._symbol(f"{stack}_stack_top")
         memory.words[percpu + self._symbol("cpu_tss_sp0")] = entry_top
         memory.words[percpu + self._symbol("cpu_current_top_of_stack")] = self._symbol("task_stack_top")
-        memory.words[self._symbol("__per_cpu_offset")] = percpu
+        memory.words[self._symbol("__per_cpu_offset") + 8 * CPU] = percpu
         memory.words[percpu + self._symbol("x86_spec_ctrl_current")] = SPEC_CTRL_KERNEL
         return memory
 

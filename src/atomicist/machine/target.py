@@ -42,7 +42,9 @@ class Target:
     the main stack may count on; ``slot_bytes`` the main-stack use of a level.
     ``mitigation`` is what makes return predictions safe on the processor: "none" (needed),
     "ibrs", "unret" or "ibpb"; ``kernel_spec_ctrl`` is the kernel's SPEC_CTRL with "ibrs",
-    and the user's is the same without bit 0.
+    and the user's is the same without bit 0.  ``call_alignment`` is what RSP + 8 is a multiple of
+    where a handler starts; ``cpunode`` the limit of Linux's segment 0x7b: CPU number in bits
+    11:0, NUMA node above.
     """
 
     name: str
@@ -64,6 +66,8 @@ class Target:
     slot_bytes: int
     mitigation: str = "none"
     kernel_spec_ctrl: int = 0
+    call_alignment: int = 8
+    cpunode: int = 0
 
     @property
     def claims(self) -> bool:

@@ -29,7 +29,7 @@ from atomicist.isa.registers import BY_SLOT, FLAG_BITS, GPRS, REGISTERS, RFLAGS_
 from atomicist.machine.interpreter import Machine
 from atomicist.machine.memory import PageFlag, Region, RegionKind
 from atomicist.machine.target import Place
-from atomicist.native.tables import CR3_COMPARED, PT_REGS
+from atomicist.native.tables import CR3_COMPARED, CR3_PCID, CR3_USER_PCID, PT_REGS
 from atomicist.spec.events import ERROR_TOKEN, EVENTS, MASKED_BY_ENTRY
 
 NOT_COMPARED: Final = frozenset({"NMI_BLOCKED", "MCG_STATUS", "SHADOW", "EXPOSED"})
@@ -231,10 +231,14 @@ class Observer:
             kept = CR3_COMPARED if name == "CR3" else (1 << 64) - 1
             if machine[name] & kept != expected & kept:
                 raise Violation("ENVIRONMENT", name, expected, machine[name])
+        # the PCID stays: with another's, what the handler's accesses leave in the TLB is wrong
+        pcid = self.instances[0].context["CR3"] & CR3_PCID & ~(CR3_USER_PCID if target.user_root_bit else 0)
+        if machine["CR3"] & CR3_PCID != pcid:
+            raise Violation("ENVIRONMENT", "CR3", target.kernel_cr3 & CR3_COMPARED | pcid, machine["CR3"])
         if machine["EXPOSED"] & EVERYTHING:  # whatever it calls will return
             raise Violation("PREDICTED", "handler", 0, machine["EXPOSED"])
         rsp = machine["RSP"]
-        if rsp & 7 or region is None:  # Linux's -mpreferred-stack-boundary=3
+        if rsp + 8 & target.call_alignment - 1 or region is None:  # Linux's -mpreferred-stack-boundary=3
             raise Violation("ENVIRONMENT", "RSP", None, rsp)
         if region.kind is RegionKind.MAIN_STACK and rsp + CALL_SLACK < region.bottom + target.reserve:
             raise Violation("NO_ROOM", "RSP", region.bottom + target.reserve, rsp)

@@ -115,6 +115,7 @@ struct image {
 	u32 slot_bytes;
 	u32 max_steps;
 	u32 ibrs;
+	u32 call_alignment;	/* of RSP + 8, where a handler starts */
 };
 
 /* One write that can be taken back. */

@@ -252,6 +252,8 @@ static int check_environment(struct machine *m, const struct instance *in)
 	struct region *reg = region_of(m, m->r[REG_RSP]);
 	const u64 expected[] = { m->im->kernel_gsbase, m->im->kernel_cr3, 0, 0 };
 	const u32 slots[] = { REG_GSBASE, REG_CR3, REG_AC, REG_DF };
+	const u64 unaligned = m->im->call_alignment - 1;
+	u64 pcid;
 
 	for (u32 i = 0; i < 4; i++) {
 		u64 found = m->r[slots[i]] & (slots[i] == REG_CR3 ? CR3_COMPARED : ~0ull);
@@ -261,6 +263,13 @@ static int check_environment(struct machine *m, const struct instance *in)
 		if (found != (expected[i] & (slots[i] == REG_CR3 ? CR3_COMPARED : ~0ull)))
 			return report(m, P_ENVIRONMENT, m->pc, slots[i], expected[i], m->r[slots[i]]);
 	}
+	/* the PCID stays: with another's, what the handler's accesses leave in the TLB is wrong */
+	pcid = m->inst[0].x[REG_CR3] & CR3_PCID & ~(m->im->user_root_bit ? CR3_USER_PCID : 0);
+	if (m->shadow)
+		require_origin(m, REG_CR3, m->inst[0].x[REG_CR3]);
+	if ((m->r[REG_CR3] & CR3_PCID) != pcid)
+		return report(m, P_ENVIRONMENT, m->pc, REG_CR3, (m->im->kernel_cr3 & CR3_COMPARED) | pcid,
+			      m->r[REG_CR3]);
 	if (m->im->ibrs) {
 		if (m->shadow)
 			require(m, leaf(m, REG_SPEC_CTRL), m->r[REG_SPEC_CTRL]);
@@ -286,7 +295,7 @@ static int check_environment(struct machine *m, const struct instance *in)
 		u32 node = leaf(m, REG_RSP);
 
 		require_address(m, node, rsp);
-		require(m, mk_node(m, CODE_INT_AND, 8, node, 0, 8, 0, 7, 8, rsp & 7), rsp & 7);
+		require(m, mk_node(m, CODE_INT_AND, 8, node, 0, 8, 0, unaligned, 8, rsp & unaligned), rsp & unaligned);
 		if (reg && reg->kind == MAIN_STACK) {
 			u64 limit = reg->bottom + m->im->reserve - 32;
 
@@ -294,8 +303,8 @@ static int check_environment(struct machine *m, const struct instance *in)
 		}
 	}
 	/* Linux keeps stacks aligned to 8 bytes only (-mpreferred-stack-boundary=3) */
-	if (m->r[REG_RSP] & 7)
-		return report(m, P_ENVIRONMENT, m->pc, REG_RSP, 0, m->r[REG_RSP] & 7);
+	if ((m->r[REG_RSP] + 8) & unaligned)
+		return report(m, P_ENVIRONMENT, m->pc, REG_RSP, 0, (m->r[REG_RSP] + 8) & unaligned);
 	if (!reg)
 		return report(m, P_ENVIRONMENT, m->pc, REG_RSP, 0, m->r[REG_RSP]);
 	if (reg->kind == MAIN_STACK) {
