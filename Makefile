@@ -62,7 +62,7 @@ fuzz: setup ## damaged files for every reader, a million; ARGS="--cases N --minu
 crosscheck: setup ## 100,000 states of each instruction form of every image, in every engine; goes on where it stopped
 	@tools/kernel-image
 	@$(BIN)/atomicist crosscheck --everything --kernel build/kernel-image/vmlinuz --host --states 100000 \
-		--reference 1000 $(ARGS)
+		--reference 100000 --markdown docs/crosscheck.md $(ARGS)
 
 walks: setup ## all schedules of two events and 10,000 deeper, in Unicorn too; hours
 	@tools/kernel-image
