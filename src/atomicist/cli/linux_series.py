@@ -36,6 +36,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--bisect", action="store_true", help="build and boot after each patch, in a copy")
     parser.add_argument("--no-boot", action="store_true", help="do not boot each step too")
+    parser.add_argument(
+        "--boot", action="append", default=[], metavar="NAME", help="boot each step only this way (all)"
+    )
     parser.add_argument("--work", type=Path, metavar="DIR", help="that copy; it stays (default: TREE.bisect)")
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="compilers at a time (%(default)s)"
@@ -91,7 +94,7 @@ def _bisect(args: argparse.Namespace, tables: Tables, terminal: Terminal) -> dic
             lines = (*built.warnings, *check_ours(work, jobs))
         except TreeError as error:
             lines = (str(error),)
-        words = ("linux", "boot", str(work))
+        words = ("linux", "boot", str(work), *(word for name in args.boot for word in ("--boot", name)))
         boots = not args.no_boot and importlib.util.find_spec("atomicist.cli.linux_boot") is not None
         if boots and not lines and (status := main.main(words)) != PASSED:
             lines = (f"{selection.command(*words)}: exit status {status}",)
