@@ -32,7 +32,7 @@ from atomicist.image.thunks import boot_patched
 from atomicist.isa.delivery import DB, DF, GP, MC, NMI, NP, PF, SS, TSS_IST1, TSS_RSP0, UD, VC, Gate
 from atomicist.isa.ir import Code, Flow, Insn
 from atomicist.isa.lift import Lifter
-from atomicist.machine.memory import PAGE, Page, PageFlag, Region, RegionKind
+from atomicist.machine.memory import PAGE, WORD, Page, PageFlag, Region, RegionKind
 from atomicist.machine.stages import COMMITTED, DOUBLE_FAULT
 from atomicist.machine.target import Place, Target
 
@@ -45,6 +45,9 @@ NODE: Final = 3
 
 CALL_ALIGNMENT: Final = 16
 """As kernel/bare/README.md says of handlers (System V ABI, 3.2.2)."""
+
+STALE: Final = 0x57A1_E000_0000_0000
+"""What lies on a stack that was not written yet, with the address below: no address, and not 0."""
 
 _IST: Final = {"df": 1, "nmi": 2, "db": 3, "mc": 4, "vc": 5}
 _GATES: Final = (
@@ -164,8 +167,10 @@ class _Memory:
     def __init__(self) -> None:
         self.words: dict[int, int] = {}
 
-    def page(self, base: int) -> bytes:
-        data = bytearray(PAGE)
+    def page(self, base: int, kind: RegionKind) -> bytes:
+        stale = range(base, base + PAGE, WORD) if kind is not RegionKind.OTHER else ()
+        data = bytearray(b"".join((STALE | va & 0xFFFFFF).to_bytes(WORD, "little") for va in stale))
+        data = data or bytearray(PAGE)
         for address, value in self.words.items():
             if base <= address < base + PAGE:
                 data[address - base : address - base + 8] = value.to_bytes(8, "little")
@@ -279,7 +284,8 @@ class _Loader:
         memory = self._contents()
         for n in self._region_names():
             span = range(self._symbol(f"{n}_bottom"), self._symbol(f"{n}_top"), PAGE)
-            pages += [Page(base, memory.page(base), _REGIONS[n][1]) for base in span]
+            kind, flags = _REGIONS[n]
+            pages += [Page(base, memory.page(base, kind), flags) for base in span]
         entry = range(self._symbol("__entry_text_start"), self._symbol("__entry_text_end"))
         for s in self._elf.segments:
             if not s.flags & 1:
