@@ -64,9 +64,9 @@ crosscheck: setup ## 100,000 states of each instruction form of every image, in 
 	@$(BIN)/atomicist crosscheck --everything --kernel build/kernel-image/vmlinuz --host --states 100000 \
 		--reference 100000 --markdown docs/crosscheck.md $(ARGS)
 
-walks: setup ## all schedules of two events and 10,000 deeper, in Unicorn too; hours
+walks: setup ## all schedules of two events and 10,000 deeper, in Unicorn too; goes on where it stopped
 	@tools/kernel-image
-	@$(BIN)/python -m pytest -s -m slow tests/crosscheck/test_walks.py $(ARGS)
+	@$(BIN)/python tools/walks.py $(ARGS)
 
 lock: setup ## write requirements.lock anew; ARGS=--upgrade for newer versions
 	@$(BIN)/python tools/lock.py $(ARGS)

@@ -72,7 +72,8 @@ class Target:
     @property
     def claims(self) -> bool:
         """Whether the image says by labels where its IST stacks become free."""
-        return any(p & Place.COMMITTED for p in self.places.values())
+        committed = int(Place.COMMITTED)
+        return any(int(p) & committed for p in self.places.values())
 
     def region(self, address: int) -> Region | None:
         """The region that holds ``address``."""
