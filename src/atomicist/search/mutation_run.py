@@ -31,7 +31,7 @@ from atomicist.search.mutation import Outcome, Part, Quick, batches, by_name, ch
 from atomicist.search.progress import Listener, Progress
 from atomicist.search.workers import default_workers
 
-MOST: Final = 200
+MOST: Final = 500
 """Mutants in one image at most."""
 
 

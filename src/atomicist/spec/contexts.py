@@ -177,6 +177,14 @@ def _kernel_rows(target: Target) -> Iterator[tuple[str, str, dict[str, int]]]:
             )
         if name == "task":
             yield from _near_rows(target, region.top - 0x208)
+            pcid = target.kernel_cr3 & 0xFFF
+            if pcid and target.user_root_bit:
+                other = {"CR3": target.kernel_cr3 ^ pcid | 2}
+                yield (
+                    "kernel-task-pcid-2",
+                    "kernel mode with PCID 2",
+                    _kernel(target, region.top - 0x208) | other,
+                )
     yield from _half_kernel_rows(target)
     main = target.main_stack()
     if main is None:
