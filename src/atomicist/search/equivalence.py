@@ -70,18 +70,14 @@ class Liveness:
         self._next: dict[int, tuple[int, ...]] = {}
         effects: dict[int, tuple[int, int]] = {}
         for va, insn in target.insns.items():
-            vector = target.handlers.get(va)
+            effects[va], self._next[va] = reads_writes(insn.ops), tuple(successors(insn))
+            # a call of a handler and what it does are one step: it comes back to this caller
+            vector = target.handlers.get(insn.target or 0) if insn.flow is Flow.CALL else None
             if vector is not None:
                 reads = _slots(["RDI", "RSP", *(["RSI"] if VECTORS[vector].has_error_code else [])])
-                effects[va], self._next[va] = (reads, _slots(_CLOBBERED) & ~reads), ()
-            else:
-                effects[va], self._next[va] = reads_writes(insn.ops), tuple(successors(insn))
-        calls: dict[int, list[int]] = {}
-        for insn in target.insns.values():
-            if insn.flow is Flow.CALL and insn.target is not None and insn.target in target.handlers:
-                calls.setdefault(insn.target, []).append(insn.next)
-        for handler, back in calls.items():
-            self._next[handler] = tuple(back)
+                own, written = effects[va]
+                effects[va] = own | reads, written | _slots(_CLOBBERED) & ~reads
+                self._next[va] = (insn.next,)
         self._live = dict.fromkeys(target.insns, 0)
         self._solve(effects)
 
@@ -97,9 +93,7 @@ class Liveness:
             after = 0
             for to in self._next[va]:
                 after |= self.at(to)
-            if (va not in self._target.handlers and observed(self._target.insns[va].ops)) or not self._next[
-                va
-            ]:
+            if observed(self._target.insns[va].ops) or not self._next[va]:
                 after = _ALL
             now = reads | after & ~writes
             if now != self._live[va]:
@@ -131,6 +125,10 @@ def _op(code: Code, ins: tuple[Expr, ...], sizes: tuple[int, ...], out: int) -> 
         return ("c", evaluate(code, [i[1] for i in ins], list(sizes), out))
     if code in (Code.INT_XOR, Code.INT_SUB) and len(ins) == 2 and ins[0] == ins[1]:
         return ("c", 0)
+    if code is Code.INT_AND and ins[1][0] == "c" and ins[0][0] == Code.INT_OR.value and ins[0][4][0] == "c":
+        # bits that are set, and then others cleared
+        kept = _op(code, (ins[0][3], ins[1]), sizes, out)
+        return _op(Code.INT_OR, (kept, ("c", ins[0][4][1] & ins[1][1])), sizes, out)
     if code is Code.INT_AND and ins[0] == ins[1]:
         return ins[0]
     if code in (Code.COPY, Code.INT_ZEXT) and sizes[0] <= out:
