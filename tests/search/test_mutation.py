@@ -132,6 +132,31 @@ def test_no_argument_for_what_differs(quick: Quick, mutants: dict[str, Mutant]) 
         assert not quick.argument(mutant, quick.mutator.lift(mutant.edits))
 
 
+def argument(quick: Quick, mutants: dict[str, Mutant], was: str) -> str:
+    mutant = next(m for m in mutants.values() if m.kind == "swap" and re.fullmatch(was, m.was))
+    return quick.argument(mutant, quick.mutator.lift(mutant.edits))
+
+
+@pytest.mark.parametrize(
+    "was", ["rdgsbase rbx; mov eax, .*", "swapgs; lfence", "pop rdi; swapgs", "jne .*; mov r14, cr3"]
+)
+def test_system_instructions_are_argued_about(quick: Quick, mutants: dict[str, Mutant], was: str) -> None:
+    assert argument(quick, mutants, was)
+
+
+@pytest.mark.parametrize(
+    "was",
+    [
+        "mov cr3, rax; mov rdi, qword ptr gs:.*",  # other page tables
+        "mov rax, cr3; and rax, .*",
+        "bts rax, 0x3f; mov cr3, rax",
+        "lsl eax, eax; and eax, .*",
+    ],
+)
+def test_what_depends_is_not_argued_away(quick: Quick, mutants: dict[str, Mutant], was: str) -> None:
+    assert not argument(quick, mutants, was)
+
+
 def test_unreached(target: Target, mutants: dict[str, Mutant]) -> None:
     nothing = Quick(target, bytes(len(target.insns)))
     (outcome,) = nothing.chunk([mutants["delete@asm_exc_nmi+0x6"]])

@@ -39,6 +39,10 @@ from atomicist.machine.target import Place, Target
 PCID_KERNEL: Final = 1
 """Linux's first kernel PCID (arch/x86/mm/tlb.c); the user's is this | 0x800."""
 
+PCIDS_OF_USERS: Final = (1, 6)
+"""Of contexts that have the user's page tables in force: no flush of theirs is requested. Of all others
+one is, which is not to be taken for theirs."""
+
 CPU: Final = 5
 NODE: Final = 3
 """Of the processor that the image runs on; neither is 0, and the CPU's number is odd."""
@@ -311,6 +315,10 @@ class _Loader:
         memory.words[percpu + self._symbol("cpu_current_top_of_stack")] = self._symbol("task_stack_top")
         memory.words[self._symbol("__per_cpu_offset") + 8 * CPU] = percpu
         memory.words[percpu + self._symbol("x86_spec_ctrl_current")] = SPEC_CTRL_KERNEL
+        flush = percpu + self._symbol("user_pcid_flush_mask")
+        memory.words[flush] = ~sum(1 << pcid for pcid in PCIDS_OF_USERS) & (1 << 64) - 1
+        # a bit of what lies behind, cleared by mistake, shows as well
+        memory.words |= dict.fromkeys(range(flush + 2 * WORD, flush + 2048 // 8, WORD), (1 << 64) - 1)
         return memory
 
 

@@ -248,6 +248,9 @@ class Observer:
             kept = CR3_COMPARED if name == "CR3" else (1 << 64) - 1
             if machine[name] & kept != expected & kept:
                 raise Violation("ENVIRONMENT", name, expected, machine[name])
+        if instance.context["CS"] & 3 and region is not None and region.kind is RegionKind.MAIN_STACK:
+            # where it could not change tasks
+            raise Violation("ENVIRONMENT", "RSP", None, machine["RSP"])
         # the PCID stays: with another's, what the handler's accesses leave in the TLB is wrong
         pcid = self.instances[0].context["CR3"] & CR3_PCID & ~(CR3_USER_PCID if target.user_root_bit else 0)
         if machine["CR3"] & CR3_PCID != pcid:
