@@ -136,7 +136,9 @@ class Observer:
             here = not user and not self.no_stack and region.bottom <= rsp <= region.top
             live = region.top
             if region.kind in _LIVE_KINDS:
-                free = user and region.kind is not RegionKind.IRQ_STACK
+                # in the SYSCALL gap the entry stack is empty: nobody comes or goes by it
+                gap = self.no_stack and region.kind is RegionKind.ENTRY_STACK
+                free = gap or (user and region.kind is not RegionKind.IRQ_STACK)
                 live = rsp if here else region.top if free else region.bottom
             elif region.kind is RegionKind.MAIN_STACK and here:
                 live = rsp
@@ -365,7 +367,15 @@ class Observer:
             index -= 1
         context = self.instances[index].context
         base = main.top
-        if main.holds(context["RSP"]) and not context["CS"] & 3 and not self.no_stack:
-            base = context["RSP"] & ~15
+        if not context["CS"] & 3 and not self.no_stack:
+            if main.holds(context["RSP"]):
+                base = context["RSP"] & ~15
+            region = self.target.region(context["RSP"])
+            if (
+                region is not None
+                and region.kind is RegionKind.ENTRY_STACK
+                and context["RSP"] - region.bottom < self.target.exit_bytes
+            ):
+                return True
         levels = len(self.instances) - index
         return base - levels * self.target.slot_bytes < main.bottom + self.target.reserve
