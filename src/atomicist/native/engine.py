@@ -332,8 +332,8 @@ class Engine:
         return layout.CImage(
             address[0], address[1], len(insns), len(pages), len(regions), len(gates), address[2], address[3],
             address[4], address[5], target.user_root_bit, target.kernel_gsbase, target.kernel_cr3,
-            target.kernel_spec_ctrl, int(target.claims), target.reserve, target.slot_bytes, max_steps,
-            int(target.mitigation == "ibrs"),
+            target.kernel_spec_ctrl, int(target.claims), target.reserve, target.slot_bytes,
+            target.exit_bytes, max_steps, int(target.mitigation == "ibrs"), target.call_alignment,
         )  # fmt: skip
 
     def _op(self, op: Op) -> layout.COp:

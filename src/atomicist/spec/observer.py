@@ -30,7 +30,7 @@ from atomicist.isa.registers import BY_SLOT, FLAG_BITS, GPRS, REGISTERS, RFLAGS_
 from atomicist.machine.interpreter import Machine
 from atomicist.machine.memory import PageFlag, Region, RegionKind
 from atomicist.machine.target import Place
-from atomicist.native.tables import CR3_COMPARED, PT_REGS
+from atomicist.native.tables import CR3_COMPARED, CR3_PCID, CR3_USER_PCID, PT_REGS
 from atomicist.spec.events import ERROR_TOKEN, EVENTS, MASKED_BY_ENTRY
 
 NOT_COMPARED: Final = frozenset({"NMI_BLOCKED", "MCG_STATUS", "SHADOW", "EXPOSED"})
@@ -136,7 +136,9 @@ class Observer:
             here = not user and not self.no_stack and region.bottom <= rsp <= region.top
             live = region.top
             if region.kind in _LIVE_KINDS:
-                free = user and region.kind is not RegionKind.IRQ_STACK
+                # in the SYSCALL gap the entry stack is empty: nobody comes or goes by it
+                gap = self.no_stack and region.kind is RegionKind.ENTRY_STACK
+                free = gap or (user and region.kind is not RegionKind.IRQ_STACK)
                 live = rsp if here else region.top if free else region.bottom
             elif region.kind is RegionKind.MAIN_STACK and here:
                 live = rsp
@@ -248,10 +250,17 @@ class Observer:
             kept = CR3_COMPARED if name == "CR3" else (1 << 64) - 1
             if machine[name] & kept != expected & kept:
                 raise Violation("ENVIRONMENT", name, expected, machine[name])
+        if instance.context["CS"] & 3 and region is not None and region.kind is RegionKind.MAIN_STACK:
+            # where it could not change tasks
+            raise Violation("ENVIRONMENT", "RSP", None, machine["RSP"])
+        # the PCID stays: with another's, what the handler's accesses leave in the TLB is wrong
+        pcid = self.instances[0].context["CR3"] & CR3_PCID & ~(CR3_USER_PCID if target.user_root_bit else 0)
+        if machine["CR3"] & CR3_PCID != pcid:
+            raise Violation("ENVIRONMENT", "CR3", target.kernel_cr3 & CR3_COMPARED | pcid, machine["CR3"])
         if machine["EXPOSED"] & EVERYTHING:  # whatever it calls will return
             raise Violation("PREDICTED", "handler", 0, machine["EXPOSED"])
         rsp = machine["RSP"]
-        if rsp & 7 or region is None:  # Linux's -mpreferred-stack-boundary=3
+        if rsp + 8 & target.call_alignment - 1 or region is None:  # Linux's -mpreferred-stack-boundary=3
             raise Violation("ENVIRONMENT", "RSP", None, rsp)
         if region.kind is RegionKind.MAIN_STACK and rsp + CALL_SLACK < region.bottom + target.reserve:
             raise Violation("NO_ROOM", "RSP", region.bottom + target.reserve, rsp)
@@ -358,7 +367,15 @@ class Observer:
             index -= 1
         context = self.instances[index].context
         base = main.top
-        if main.holds(context["RSP"]) and not context["CS"] & 3 and not self.no_stack:
-            base = context["RSP"] & ~15
+        if not context["CS"] & 3 and not self.no_stack:
+            if main.holds(context["RSP"]):
+                base = context["RSP"] & ~15
+            region = self.target.region(context["RSP"])
+            if (
+                region is not None
+                and region.kind is RegionKind.ENTRY_STACK
+                and context["RSP"] - region.bottom < self.target.exit_bytes
+            ):
+                return True
         levels = len(self.instances) - index
         return base - levels * self.target.slot_bytes < main.bottom + self.target.reserve

@@ -168,9 +168,12 @@ EXPORT struct search *atomicist_new(const struct image *im)
 	memcpy(m->mem, im->contents, words * 8);
 	memcpy(m->pages, im->pages, im->npages * sizeof(*m->pages));
 	memcpy(m->regions, im->regions, im->nregions * sizeof(*m->regions));
-	for (u32 i = im->nregions; i-- > 0;)
+	for (u32 i = im->nregions; i-- > 0;) {
 		if (m->regions[i].kind == MAIN_STACK)
 			m->main = &m->regions[i];
+		if (m->regions[i].kind == ENTRY_STACK)
+			m->entry = &m->regions[i];
+	}
 	for (u32 i = 0; i < im->npages; i++)
 		page_limits(&m->pages[i]);
 	memset(m->tlb, 0xff, sizeof(m->tlb));

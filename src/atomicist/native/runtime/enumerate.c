@@ -350,6 +350,8 @@ static void walk(struct search *s, u32 left, u32 masked)
 		m->pc = m->r[REG_RIP];
 		report(m, P_ENDLESS, m->pc, NSLOTS, m->im->max_steps, 0);
 	}
+	if (st == DONE && m->expect_df)
+		report(m, P_NO_DOUBLE_FAULT, m->pc, NSLOTS, 0, 0);
 	m->executed++;
 }
 
