@@ -15,11 +15,10 @@ from atomicist.crosscheck.forms import BAD, Form, form_of, forms
 from atomicist.crosscheck.generate import Generator
 from atomicist.crosscheck.run import Kept, Options, compare_forms, crosscheck, key_of, spread
 from atomicist.image.bare import BareConfig, build, kernel_source, load
-from atomicist.isa.arithmetic import evaluate
+from atomicist.isa.arithmetic import PURE
 from atomicist.isa.ir import Code
 from atomicist.isa.lift import Lifter
 from atomicist.isa.registers import REGISTERS
-from atomicist.machine import interpreter
 from atomicist.machine.target import Target
 from atomicist.native import expressions
 from atomicist.native.build import BuildError, cache_dir
@@ -95,11 +94,7 @@ def test_a_planted_error_is_seen(engine: str, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(Lifter, "lift", wrong)
         wanted = "unicorn"
     else:
-        right_value = evaluate
-        monkeypatch.setattr(
-            interpreter, "evaluate",
-            lambda code, *rest: right_value(Code.INT_XOR if code is Code.INT_OR else code, *rest),
-        )  # fmt: skip
+        monkeypatch.setitem(PURE, Code.INT_OR, PURE[Code.INT_XOR])
         wanted = "reference"
     (result,) = compare_forms([Form("or reg64, reg64", (raw,), ("x",))], Options(states=60, reference=60))
     assert result.mismatches
@@ -202,6 +197,6 @@ def test_bad_usage(
 ) -> None:
     monkeypatch.setattr("atomicist.cli.crosscheck.specimens.specimens", tuple)
     if words[:2] == ("--everything", "--kernel"):
-        monkeypatch.setattr("atomicist.cli.crosscheck.itertools.product", lambda *_: iter(()))
+        monkeypatch.setattr("atomicist.cli.crosscheck.entries", tuple)
     assert main(["crosscheck", *words]) == 2
     assert message in capsys.readouterr().err

@@ -65,6 +65,7 @@ _HANDLERS: Final = {
     "exc_nmi": "NMI", "exc_debug": "DB", "exc_machine_check": "MC", "exc_vmm_communication": "VC",
 }  # fmt: skip
 _BOTH = PageFlag.KERNEL_ROOT | PageFlag.USER_ROOT
+_MAIN: Final = "atomic_ist_main"
 _REGIONS: Final = {
     "gdt": (RegionKind.OTHER, _BOTH | PageFlag.CONSTANT),
     "cpu_tss": (RegionKind.OTHER, _BOTH | PageFlag.WRITABLE | PageFlag.CONSTANT),
@@ -74,7 +75,7 @@ _REGIONS: Final = {
         f"{v}_stack": (RegionKind.IST_STACK, _BOTH | PageFlag.WRITABLE | PageFlag.SCRATCH)
         for v in ("nmi", "db", "mc", "vc")
     },
-    "atomic_ist_main": (RegionKind.MAIN_STACK, _BOTH | PageFlag.WRITABLE | PageFlag.SCRATCH),
+    _MAIN: (RegionKind.MAIN_STACK, _BOTH | PageFlag.WRITABLE | PageFlag.SCRATCH),
     "percpu_user": (RegionKind.OTHER, _BOTH | PageFlag.WRITABLE | PageFlag.CONSTANT),
     "percpu_kernel": (RegionKind.OTHER, PageFlag.KERNEL_ROOT | PageFlag.WRITABLE | PageFlag.CONSTANT),
     "per_cpu_offset": (RegionKind.OTHER, PageFlag.KERNEL_ROOT | PageFlag.CONSTANT),
@@ -242,6 +243,7 @@ class _Loader:
             fsgsbase=config.fsgsbase,
             reserve=symbols.get("atomic_ist_reserve", 512),
             slot_bytes=symbols.get("atomic_ist_slot_size", 176),
+            exit_bytes=symbols.get("atomic_ist_exit_size", 0),
             mitigation=config.mitigation,
             kernel_spec_ctrl=SPEC_CTRL_KERNEL if config.mitigation == "ibrs" else 0,
             call_alignment=CALL_ALIGNMENT,
@@ -286,9 +288,12 @@ class _Loader:
     def _pages(self) -> tuple[Page, ...]:
         pages = []
         memory = self._contents()
+        area = range(self._symbol("cpu_entry_area_bottom"), self._symbol("cpu_entry_area_top"))
         for n in self._region_names():
             span = range(self._symbol(f"{n}_bottom"), self._symbol(f"{n}_top"), PAGE)
             kind, flags = _REGIONS[n]
+            if n == _MAIN and span[0] not in area:  # a variant that does not need it there
+                flags &= ~PageFlag.USER_ROOT
             pages += [Page(base, memory.page(base, kind), flags) for base in span]
         entry = range(self._symbol("__entry_text_start"), self._symbol("__entry_text_end"))
         for s in self._elf.segments:

@@ -19,9 +19,10 @@ class Message:
 
 PREFIX: Final = "PATCH RFC"
 
-ASSISTED_BY: Final = "Claude:unrecorded"
-"""Documentation/process/coding-assistants.rst of Linux: AGENT_NAME:MODEL_VERSION [TOOL]..., and no
-Signed-off-by, which is for the person who submits the series."""
+ASSISTED_BY: Final = r"[\w.-]+:[\w.-]+( [\w.+-]+)*"
+"""What may stand behind Assisted-by: AGENT_NAME:MODEL_VERSION [TOOL]... (Linux,
+Documentation/process/coding-assistants.rst). Who submits the series knows which; we do not guess. There is no
+Signed-off-by: that, too, is for a person."""
 
 COVER: Final = Message(
     "x86/entry: Atomic entry of NMI, #DB, #MC and #VC",

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from atomicist.tree.apply import Change, Tables, applied, plan_apply, plan_undo, texts, version
+from atomicist.tree.build import STRICT
 from atomicist.tree.errors import TreeError
 from atomicist.tree.hooks import Step
 from atomicist.tree.messages import COVER, MESSAGES, PREFIX
@@ -132,7 +133,7 @@ def bisect(
 ) -> dict[Step, tuple[str, ...]]:
     """Build each step in ``work``, a copy of ``tree``; what ``check`` has to say of each, nothing if good.
 
-    The copy stays, so that another run builds less.
+    The copy stays, so that another run builds less. It is built with objtool's strictest checks.
     """
     changes = steps(tree, tables)
     if not work.exists():
@@ -141,6 +142,10 @@ def bisect(
         except (OSError, shutil.Error) as error:
             shutil.rmtree(work, ignore_errors=True)
             raise TreeError(f"{work}: {error}") from None
+    config = work / ".config"
+    if config.exists() and STRICT not in config.read_text(encoding="utf-8"):
+        with config.open("a", encoding="utf-8") as file:
+            file.write(STRICT)
     before = originals(tree, tables)
     found = {}
     for step in STEPS:

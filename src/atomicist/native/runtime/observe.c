@@ -57,11 +57,18 @@ struct region *main_stack(struct machine *m)
 	return m->main;
 }
 
-/* Do so many levels below `rsp` leave a handler less room than it may count on? */
+/*
+ * Do so many levels below `rsp` leave a handler less room than it may count on, or is there
+ * too little of the entry stack to come back by?
+ */
 bool no_room_for(struct machine *m, u64 rsp, u32 levels)
 {
 	struct region *main = main_stack(m);
-	u64 base = rsp >= main->bottom && rsp < main->top ? rsp & ~15ull : main->top;
+	u64 base;
+
+	if (m->entry && rsp - m->entry->bottom < m->im->exit_bytes)
+		return true;
+	base = rsp >= main->bottom && rsp < main->top ? rsp & ~15ull : main->top;
 
 	return base - (u64)levels * m->im->slot_bytes < main->bottom + m->im->reserve;
 }
@@ -113,8 +120,11 @@ void start_live(struct machine *m)
 		bool here = !from_user && !m->no_stack && rsp >= reg->bottom && rsp <= reg->top;
 		u64 live = reg->top;
 
+		/* in the SYSCALL gap the entry stack is empty: nobody comes or goes by it */
+		bool empty = (from_user && reg->kind != IRQ_STACK) || (m->no_stack && reg->kind == ENTRY_STACK);
+
 		if (reg->kind == TASK_STACK || reg->kind == ENTRY_STACK || reg->kind == IRQ_STACK)
-			live = here ? rsp : from_user && reg->kind != IRQ_STACK ? reg->top : reg->bottom;
+			live = here ? rsp : empty ? reg->top : reg->bottom;
 		else if (reg->kind == MAIN_STACK && here)
 			live = rsp;
 		set_live(m, reg, live);
