@@ -39,6 +39,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--boot", action="append", default=[], metavar="NAME", help="boot each step only this way (all)"
     )
+    parser.add_argument(
+        "--strict", action="store_true",
+        help="build each step with CONFIG_DEBUG_ENTRY, for objtool's check of noinstr code",
+    )  # fmt: skip
     parser.add_argument("--work", type=Path, metavar="DIR", help="that copy; it stays (default: TREE.bisect)")
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="compilers at a time (%(default)s)"
@@ -105,4 +109,4 @@ def _bisect(args: argparse.Namespace, tables: Tables, terminal: Terminal) -> dic
         return lines
 
     work = args.work or args.tree.with_name(f"{args.tree.name}.bisect")
-    return bisect(args.tree, tables, work, check)
+    return bisect(args.tree, tables, work, check, strict=args.strict)

@@ -129,11 +129,16 @@ def make_series(tree: Path, tables: Tables, output: Path, assisted_by: str) -> S
 
 
 def bisect(
-    tree: Path, tables: Tables, work: Path, check: Callable[[Step, Path], tuple[str, ...]]
+    tree: Path,
+    tables: Tables,
+    work: Path,
+    check: Callable[[Step, Path], tuple[str, ...]],
+    *,
+    strict: bool = False,
 ) -> dict[Step, tuple[str, ...]]:
     """Build each step in ``work``, a copy of ``tree``; what ``check`` has to say of each, nothing if good.
 
-    The copy stays, so that another run builds less. It is built with objtool's strictest checks.
+    The copy stays, so that another run builds less. With ``strict`` it is built with all of objtool's checks.
     """
     changes = steps(tree, tables)
     if not work.exists():
@@ -143,7 +148,7 @@ def bisect(
             shutil.rmtree(work, ignore_errors=True)
             raise TreeError(f"{work}: {error}") from None
     config = work / ".config"
-    if config.exists() and STRICT not in config.read_text(encoding="utf-8"):
+    if strict and config.exists() and STRICT not in config.read_text(encoding="utf-8"):
         with config.open("a", encoding="utf-8") as file:
             file.write(STRICT)
     before = originals(tree, tables)
