@@ -72,7 +72,9 @@ def run(args: argparse.Namespace) -> int:
         for line in series.remarks:
             terminal.say(f"  checkpatch: {line}")
         bad = bool(series.remarks)
-        terminal.say(f"{args.output}: {count(len(series.patches) - 1, 'patch')} and a cover letter")
+        terminal.say(
+            f"{args.output}: {count(len(series.patches) - 1, 'patch', 'patches')} and a cover letter"
+        )
         found = {
             "patches": [str(p) for p in series.patches], "added": size.added, "removed": size.removed,
             "asm_added": size.asm_added, "asm_removed": size.asm_removed,

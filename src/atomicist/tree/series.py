@@ -30,9 +30,12 @@ STEPS: Final = tuple(sorted(Step, key=lambda step: step.value))
 ACCEPTED: Final = {
     "COMPLEX_MACRO": "tables of vectors are macros that expand to rows",
     "MULTISTATEMENT_MACRO_USE_DO_WHILE": "the same: rows are statements, and some return",
+    "MACRO_WITH_FLOW_CONTROL": "the same",
     "TRAILING_SEMICOLON": "the same",
     "SINGLE_STATEMENT_DO_WHILE_MACRO": "the loop is there to make a statement of a row",
     "SPACING": "asm volatile(... : : ...) without outputs",
+    "CONSTANT_COMPARISON": "#if, between two constants: which way to copy",
+    "FUNCTION_ARGUMENTS": "a macro that calls a function is taken for its prototype",
     "AVOID_EXTERNS": "labels of the assembler, used by one file",
     "FILE_PATH_CHANGES": "MAINTAINERS is for the one who submits this",
     "MISSING_SIGN_OFF": "only a person can sign off",
