@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final, Protocol
 
 from atomicist.isa.delivery import VECTORS
@@ -33,6 +34,10 @@ _REFUSALS: Final = {
     "non-canonical": "NON_CANONICAL", "unmapped": "UNMAPPED", "not-in-user-tables": "NOT_IN_USER_TABLES",
     "user-memory": "USER_MEMORY", "read-only": "READ_ONLY", "fetch": "FETCH", "fault": "FAULT",
 }  # fmt: skip
+
+
+POISON_STRIDE: Final = 512
+"""Bytes of freed memory that are looked at together; divides a page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,11 +305,17 @@ class _Run:
 
     def _poison(self, region: Region) -> None:
         memory = self.machine.memory
-        for address in range((region.bottom + 7) & ~7, region.top, WORD):
-            value = POISON | address & 0xFFFFFF
-            if memory.word(address) not in (None, value):
-                self._record(address, value, "freed")
-                memory.poke(address, WORD, value)
+        start = (region.bottom + 7) & ~7
+        while start < region.top:
+            end = min(region.top, (start & -POISON_STRIDE) + POISON_STRIDE)
+            # Nearly all of it is as it was the last time.
+            if memory.word(start) is None or memory.read(start, end - start) != _poisoned(start, end):
+                for address in range(start, end, WORD):
+                    value = POISON | address & 0xFFFFFF
+                    if memory.word(address) not in (None, value):
+                        self._record(address, value, "freed")
+                        memory.poke(address, WORD, value)
+            start = end
 
     def _store(self, address: int, size: int, value: int) -> None:
         if self._watching:
@@ -321,6 +332,12 @@ class _Run:
         old = self.machine.memory.word(address) or 0
         write = Write(len(self.replay.steps) - 1, self.machine["RIP"], vector, by, value, old)
         self.replay.writes.setdefault(address, []).append(write)
+
+
+@lru_cache(maxsize=4096)
+def _poisoned(start: int, end: int) -> bytes:
+    """What freed memory from ``start`` to ``end`` holds."""
+    return b"".join((POISON | at & 0xFFFFFF).to_bytes(WORD, "little") for at in range(start, end, WORD))
 
 
 def replay(target: Target, schedule: Schedule, tape: Tape | None = None) -> Replay:
