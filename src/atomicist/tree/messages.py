@@ -68,8 +68,8 @@ How it was tested:
    CPU and two.
  - A WARN inside the handler of an NMI, and perf's call chains there, show all
    that was called, through the main stack.
- - Each patch builds without a warning, with objtool's --noinstr and --unret,
-   and boots.
+ - Each patch is built (W=1 and sparse on the new files, objtool --unret on
+   all) without a warning, and booted.
 
 The reproducer and all of these tests: atomicist linux inject, stress, traces.
 
