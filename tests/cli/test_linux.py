@@ -28,7 +28,8 @@ def test_each_verb_has_help() -> None:
         (("linux", "apply", "nowhere"), "no such directory"),
         (("linux", "build", "nowhere"), "no such directory"),
         (("linux", "series", "nowhere"), "-o DIR"),
-        (("linux", "series", "nowhere", "-o", "out"), "no such directory"),
+        (("linux", "series", "nowhere", "-o", "out"), "--assisted-by"),
+        (("linux", "series", "nowhere", "-o", "out", "--assisted-by", "A:1"), "no such directory"),
         (("linux", "prepare", "new", "--archive", "nothing.tar.xz"), "nothing.tar.xz: not there"),
     ],
 )

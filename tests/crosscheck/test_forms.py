@@ -10,16 +10,16 @@ import pytest
 
 from atomicist.cli.main import main
 from atomicist.crosscheck import engines
+from atomicist.crosscheck.document import markdown
 from atomicist.crosscheck.engines import Host, MissingError, Native, import_unicorn
 from atomicist.crosscheck.forms import BAD, Form, form_of, forms
 from atomicist.crosscheck.generate import Generator
-from atomicist.crosscheck.run import Kept, Options, compare_forms, crosscheck, key_of, spread
+from atomicist.crosscheck.run import FormResult, Kept, Options, compare_forms, crosscheck, key_of, spread
 from atomicist.image.bare import BareConfig, build, kernel_source, load
-from atomicist.isa.arithmetic import evaluate
+from atomicist.isa.arithmetic import PURE
 from atomicist.isa.ir import Code
 from atomicist.isa.lift import Lifter
 from atomicist.isa.registers import REGISTERS
-from atomicist.machine import interpreter
 from atomicist.machine.target import Target
 from atomicist.native import expressions
 from atomicist.native.build import BuildError, cache_dir
@@ -95,11 +95,7 @@ def test_a_planted_error_is_seen(engine: str, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(Lifter, "lift", wrong)
         wanted = "unicorn"
     else:
-        right_value = evaluate
-        monkeypatch.setattr(
-            interpreter, "evaluate",
-            lambda code, *rest: right_value(Code.INT_XOR if code is Code.INT_OR else code, *rest),
-        )  # fmt: skip
+        monkeypatch.setitem(PURE, Code.INT_OR, PURE[Code.INT_XOR])
         wanted = "reference"
     (result,) = compare_forms([Form("or reg64, reg64", (raw,), ("x",))], Options(states=60, reference=60))
     assert result.mismatches
@@ -169,6 +165,19 @@ def test_two_workers_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     assert one == two
 
 
+def test_the_document_says_what_was_compared_and_what_differs() -> None:
+    alone = FormResult("hlt", 1, 1, ["b"], 50, 0, 50, 50, alone=engines.NO_OPINION["hlt"])
+    wrong = FormResult("add", 2, 9, ["a", "b"], 50, 50, 0, 50, 50, 40, mismatches=1, words=["add x: differs"])
+    options = Options(states=50, reference=50)
+    text = markdown([wrong, alone], options, {"processor": "some"}, complete=False)
+    assert "| mismatches | 1 |" in text
+    assert "- add x: differs" in text
+    assert "| `add` | 2 of 9 | 50 | 50 | 50 | 40 | 0 | 1 |" in text
+    assert f"- `hlt`: {engines.NO_OPINION['hlt']}" in text
+    assert "was cut short" in text
+    assert "was cut short" not in markdown([alone], options, {}, complete=True)
+
+
 def test_unicorn_missing_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "unicorn", None)
     with pytest.raises(MissingError, match=r"pip install 'atomicist\[crosscheck\]'"):
@@ -202,6 +211,6 @@ def test_bad_usage(
 ) -> None:
     monkeypatch.setattr("atomicist.cli.crosscheck.specimens.specimens", tuple)
     if words[:2] == ("--everything", "--kernel"):
-        monkeypatch.setattr("atomicist.cli.crosscheck.itertools.product", lambda *_: iter(()))
+        monkeypatch.setattr("atomicist.cli.crosscheck.entries", tuple)
     assert main(["crosscheck", *words]) == 2
     assert message in capsys.readouterr().err

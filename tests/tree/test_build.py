@@ -40,6 +40,27 @@ def test_what_the_kernel_says_without_us_is_told_apart(tree: Path) -> None:
     assert (built.warnings, built.stock) == ((ours,), (stock,))
 
 
+OBJTOOL = """#!/bin/sh
+echo "$*" >>asked
+echo "vmlinux.o: warning: objtool: file already has .return_sites, skipping" >&2
+echo "vmlinux.o: warning: objtool: atomic_ist_copy_nmi+0x0: RET before UNTRAIN" >&2
+"""
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_returns_are_looked_at_even_where_the_kernel_does_not(tree: Path, strict: bool) -> None:
+    objtool = tree / "tools" / "objtool" / "objtool"
+    objtool.parent.mkdir(parents=True)
+    objtool.write_text(OBJTOOL)
+    objtool.chmod(0o755)
+    steps(tree, "true")
+    config = "CONFIG_CPU_UNRET_ENTRY=y\n" + ("CONFIG_NOINSTR_VALIDATION=y\n" if strict else "")
+    (tree / ".config").write_text(config)
+    built = build(tree, 1, lambda number, what: None)
+    assert [line.rpartition(": ")[2] for line in built.warnings] == ([] if strict else ["RET before UNTRAIN"])
+    assert (tree / "asked").exists() != strict
+
+
 def test_a_build_that_fails_says_why_and_where(tree: Path) -> None:
     steps(tree, "echo '  CC      a.o'", "echo 'a.c:1:2: error: no such thing' >&2", "false")
     (tree / ".config").write_text("")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from atomicist.cli.main import main
 from atomicist.tree import series
 from atomicist.tree.apply import Tables, plan_apply, write
 from atomicist.tree.errors import TreeError
@@ -99,3 +100,14 @@ def test_bisect_shows_each_step_its_own_tree(tree: Path, tables: Tables, tmp_pat
         assert b"row vc" in seen[Step.VC]["lib/a.c"]
         assert "arch/x86/entry/b.S" not in seen[Step.GATES]
     assert contents(tree) == before
+
+
+@pytest.mark.parametrize(
+    "tag", [[], ["--assisted-by", "Someone"], ["--assisted-by", "A:1\nSigned-off-by: B"]]
+)
+def test_without_saying_who_helped_there_is_no_series(
+    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], tag: list[str]
+) -> None:
+    assert main(["linux", "series", str(tree), "-o", str(tmp_path / "out"), *tag]) == 2
+    assert "--assisted-by" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

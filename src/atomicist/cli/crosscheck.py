@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import sys
@@ -16,6 +15,7 @@ from typing import Final
 
 from atomicist.cli import selection
 from atomicist.cli.errors import FINDINGS, NOT_CLOSED, PASSED, UsageError
+from atomicist.crosscheck.document import engines, markdown
 from atomicist.crosscheck.engines import UNICORN_STATES, import_unicorn
 from atomicist.crosscheck.forms import Form, count_encodings, forms
 from atomicist.crosscheck.run import FormResult, Kept, Options, crosscheck, key_of, undefined_sections
@@ -23,8 +23,10 @@ from atomicist.image import bare, specimens, vmlinux
 from atomicist.image.bare import BareConfig
 from atomicist.machine.target import Target
 from atomicist.native.build import cache_dir
+from atomicist.report.files import OutputFile
 from atomicist.report.terminal import Terminal
 from atomicist.report.text import clean, count, duration, wrap
+from atomicist.search.matrix import SWITCHES, rows
 
 FEATURES: Final = (
     vmlinux.DEFAULT_FEATURES,
@@ -56,10 +58,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=_positive, default=len(os.sched_getaffinity(0)), metavar="N")
     parser.add_argument("--fresh", action="store_true", help="compare again what an earlier run has compared")
     parser.add_argument("--json", action="store_true", help="the report as JSON")
+    parser.add_argument("--markdown", metavar="FILE", help="the report as Markdown")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.add_argument(
         "--everything", action="store_true",
-        help="every configuration of the entry, every specimen; with --kernel, on several CPUs",
+        help="every variant and configuration of the entry, every specimen; with --kernel, on several CPUs",
     )  # fmt: skip
     selection.arguments(parser)
 
@@ -71,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
     if args.everything and args.specimen is not None:
         raise UsageError("--everything has all specimens: leave out --specimen")
     terminal = Terminal(sys.stdout)
+    text = OutputFile(args.markdown) if args.markdown else None
     some = forms(_everything(args) if args.everything else [selection.select(args).target])
     options = Options(
         states=args.states, reference=min(args.reference, args.states), unicorn=not args.without_unicorn,
@@ -94,16 +98,28 @@ def run(args: argparse.Namespace) -> int:
         terminal.data(_json(some, results, options, complete, seconds))
     else:
         _show(terminal, some, results, options, complete, seconds)
+    if text is not None:
+        text.write(markdown(results, options, engines(options), complete=complete))
     if any(r.mismatches for r in results):
         return FINDINGS
     return PASSED if complete else NOT_CLOSED
 
 
+def entries() -> tuple[BareConfig, ...]:
+    """The entry: the usual variant in every configuration, every variant on a processor with everything."""
+    everything, usual = SWITCHES[0], BareConfig()
+    return tuple(
+        config
+        for config in rows(("gcc", "clang"))
+        if (config.pti, config.pcid, config.fsgsbase) == everything
+        or (config.variant, config.mitigation) == (usual.variant, usual.mitigation)
+    )
+
+
 def _everything(args: argparse.Namespace) -> Iterator[Target]:
     """The entry, the specimens, the kernel if there is one."""
     source, cache = bare.kernel_source(), cache_dir()
-    for cc, pti, pcid, fsgsbase in itertools.product(("gcc", "clang"), *[(True, False)] * 3):
-        config = BareConfig(cc=str(cc), pti=bool(pti), pcid=bool(pcid), fsgsbase=bool(fsgsbase))
+    for config in entries():
         yield bare.load(bare.build(source, config, cache), config, " ".join(("entry", *config.names())))
     for specimen in specimens.specimens():
         yield specimens.load(specimen, BareConfig(), cache)

@@ -15,6 +15,7 @@ VERBS: Final = {
     "build": "build the kernel, and check what is ours in it",
     "boot": "boot it under QEMU, and run the self-test",
     "stress": "boot it, and let NMI, #DB and #MC arrive at random",
+    "traces": "compare stack traces taken inside handlers with what was called",
     "inject": "deliver events at every instruction boundary of the running kernel",
     "cost": "count the instructions of an NMI, legacy and atomic",
     "run": "all of them, one after the other",

@@ -22,24 +22,29 @@ EVERY: Final = 10.0
 """Seconds between lines of progress where lines cannot be drawn over."""
 
 
-def arguments(parser: argparse.ArgumentParser, *, several: bool) -> None:
-    """Add the options; ``several``: more than one boot can be asked for."""
+def which_kernel(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose a kernel, and its entry."""
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument(
         "tree", metavar="TREE", nargs="?", type=Path, help="a source tree in which a kernel was built"
     )
     which.add_argument("--kernel", metavar="IMAGE", type=Path, help="a bzImage (vmlinuz)")
+    parser.add_argument(
+        "--entry", choices=ENTRIES, action="append", default=[],
+        help="ist_entry=, of a kernel that has both entries (as it is)",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def arguments(parser: argparse.ArgumentParser, *, several: bool) -> None:
+    """Add the options; ``several``: more than one boot can be asked for."""
+    which_kernel(parser)
     names = ", ".join(b.name for b in BOOTS)
     parser.add_argument(
         "--boot", metavar="NAME", action="append", default=[],
         help=f"{'a way' if several else 'the way'} to boot: {names}{' (all)' if several else ' (default)'}",
     )  # fmt: skip
-    parser.add_argument(
-        "--entry", choices=ENTRIES, action="append", default=[],
-        help="ist_entry=, of a kernel that has both entries (as it is)",
-    )  # fmt: skip
     parser.add_argument("--append", metavar="OPTIONS", default="", help="more for the kernel's command line")
-    parser.add_argument("--json", action="store_true", help="as JSON")
 
 
 def image(args: argparse.Namespace) -> Path:
@@ -69,9 +74,9 @@ def boots(args: argparse.Namespace, default: Sequence[str] = ()) -> list[Boot]:
     return [named(b, entry) for b in chosen for entry in (args.entry or [""])]
 
 
-def log(boot: Boot) -> Path:
-    """Where the console of ``boot`` is kept."""
-    name = re.sub(r"[^\w=.-]+", "-", boot.name)
+def log(boot: Boot, purpose: str) -> Path:
+    """Where the console of ``boot`` is kept: runs for different purposes do not share one."""
+    name = re.sub(r"[^\w=.-]+", "-", f"{purpose} {boot.name}")
     return cache_dir() / "guest-logs" / f"{name}.log"
 
 

@@ -14,7 +14,7 @@ from atomicist.cli import main, selection
 from atomicist.cli.errors import PASSED
 from atomicist.report.terminal import Terminal
 
-ORDER: Final = ("prepare", "apply", "build", "boot", "inject", "stress", "cost")
+ORDER: Final = ("prepare", "apply", "build", "boot", "traces", "inject", "stress", "cost")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

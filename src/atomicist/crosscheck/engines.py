@@ -9,9 +9,11 @@ from __future__ import annotations
 import ctypes as c
 import mmap
 import os
+import struct
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -71,6 +73,12 @@ class Request(c.Structure):
     ]  # fmt: skip
 
 
+_REQUEST: Final = struct.Struct(f"={SLOTS}QQQ4I{SPOTS * 'I4x16s'}16s")
+"""`Request`, to be filled in one call."""
+
+_NO_SPOT: Final = (0, bytes(16)) * SPOTS
+
+
 class Outcome(c.Structure):
     _fields_ = [
         ("r", c.c_uint64 * SLOTS), ("hash", c.c_uint64), ("ours", c.c_uint64), ("theirs", c.c_uint64),
@@ -123,7 +131,7 @@ def may_run_on_host(p: Prepared) -> bool:
     prefix, _, mnemonic = p.insn.mnemonic.rpartition(" ")
     segments = {"cs", "ss", "ds", "es", "fs", "gs"}
     named = {p.insn.reg_name(o.reg) for o in p.insn.operands if o.type == 1}
-    fs = any(m.segment and p.insn.reg_name(m.segment) == "fs" for m in p.memory)
+    fs = any(m.segment == "FSBASE" for m in p.memory)
     control = any(n[:2] in ("cr", "dr") for n in named)
     return mnemonic in HOST_MNEMONICS and prefix in PREFIXES and not (named & segments or fs or control)
 
@@ -167,21 +175,22 @@ _BASES: Final = (0xC000_0100, 0xC000_0101, 0xC000_0102)
 
 def may_ask_unicorn(p: Prepared, drawn: Drawn) -> bool:
     """Whether Unicorn has an opinion on the instruction in this state."""
-    if UNICORN_IS_WRONG.keys() & {p.insn.mnemonic, f"{p.insn.mnemonic} {p.insn.op_str}"}:
+    if p.mnemonic in UNICORN_IS_WRONG or p.text.rpartition(" [")[0] in UNICORN_IS_WRONG:
         return False
     if not drawn.system:
         return True
-    stem, file = p.insn.mnemonic.split()[-1], drawn.file
+    stem, file = p.mnemonic.rpartition(" ")[2], drawn.file
     ring0 = file[_CS] == KERNEL_CS and file[_CR4] == CR4_FSGSBASE
     if stem in UNICORN_STATES and file[REGISTERS[UNICORN_STATES[stem][0]].slot]:
         return False
     msr = stem not in ("rdmsr", "wrmsr") or file[_RCX] & 0xFFFF_FFFF in _BASES
-    # it knows neither the reserved bits of CR3 nor bit 63
-    wide = stem == "mov" and file[_RAX] >> 40
+    # it keeps the reserved bits of CR3, and bit 63, which says not to flush (vol. 3, 4.10.4.1)
+    source = p.operands[1].register if stem == "mov" else ""
+    wide = bool(source) and file[REGISTERS[source].slot] >> 40
     return stem in UNICORN_SYSTEM and ring0 and msr and not wide
 
 
-_CS, _CR4, _RCX, _RAX = (REGISTERS[name].slot for name in ("CS", "CR4", "RCX", "RAX"))
+_CS, _CR4, _RCX, _GSBASE = (REGISTERS[name].slot for name in ("CS", "CR4", "RCX", "GSBASE"))
 
 
 def code_target(insns: Mapping[int, Insn], kernel_gsbase: int = 0) -> Target:
@@ -211,6 +220,7 @@ class Native(Engine):
             self.prepared.append((p, lifter.lift(va, p.raw)))
         target = code_target({insn.va: insn for _, insn in self.prepared})
         super().__init__(target, CODES, EVENTS, ERROR_TOKEN, 1)
+        self.reference = Reference(target)
         self._code = codegen.compiled(target, CODES, EVENTS, ERROR_TOKEN)
         sources = runtime_sources() | {"tables.h": render(CODES, EVENTS, ERROR_TOKEN)}
         sources |= {name: (HERE / name).read_text() for name in ("compare.c", "host.h")}
@@ -262,15 +272,11 @@ class Native(Engine):
     def fill(self, at: int, number: int, drawn: Drawn, how: int) -> None:
         """Make request ``at`` of the next batch: encoding ``number`` in the state ``drawn``."""
         p, insn = self.prepared[number]
-        request = self.requests[at]
-        request.r[:] = drawn.file
-        request.open, request.va, request.index, request.size = drawn.open_, p.va, number, insn.size
-        request.how, request.nspots, request.code = how, len(drawn.spots), p.raw
-        for i, (place, content) in enumerate(drawn.spots):
-            spot = request.spots[i]
-            spot.at = place
-            c.memmove(c.addressof(spot) + 8, content, 16)
-        c.memmove(c.addressof(request) + Request.code.offset, p.raw.ljust(16, b"\x90"), 16)
+        spots = [part for place, content in drawn.spots for part in (place, content)]
+        _REQUEST.pack_into(
+            self.requests, at * _REQUEST.size, *drawn.file, drawn.open_, p.va, number, insn.size, how,
+            len(drawn.spots), *spots, *_NO_SPOT[len(spots) :], p.raw.ljust(16, b"\x90"),
+        )  # fmt: skip
 
     def run(self, count: int) -> None:
         """Execute the first ``count`` requests in all engines. Raises `MissingError` if the helper died."""
@@ -354,19 +360,27 @@ class Host:
         self._work.cleanup()
 
 
-def reference(drawn: Drawn, insn: Insn) -> tuple[str, list[int], bytes]:
-    """The reference interpreter: "" or what stopped it, the registers, the arena."""
-    machine = Machine(code_target({insn.va: insn}, drawn.file[REGISTERS["GSBASE"].slot]))
-    machine.registers[:] = drawn.file
-    for at, content in drawn.spots:
-        for i, byte in enumerate(content):
-            machine.memory.poke(ARENA + at + i, 1, byte)
-    why = ""
-    try:
-        machine.step()
-    except Fault:
-        why = "fault"
-    except Unmodelled:
-        why = "unknown"
-    arena = machine.memory.peek(ARENA, ARENA_SIZE).to_bytes(ARENA_SIZE, "little")
-    return why, machine.registers, arena
+class Reference:
+    """The reference interpreter on the code of one target."""
+
+    def __init__(self, target: Target) -> None:
+        self._machine = Machine(target)
+        self._target = target
+
+    def __call__(self, drawn: Drawn) -> tuple[str, list[int], bytes]:
+        """One instruction: "" or what stopped it, the registers, the arena."""
+        machine, gsbase = self._machine, drawn.file[_GSBASE]
+        if machine.target.kernel_gsbase != gsbase:
+            machine.target = replace(self._target, kernel_gsbase=gsbase)
+        machine.registers[:] = drawn.file
+        machine.memory.write(ARENA, BACKGROUND)
+        for at, content in drawn.spots:
+            machine.memory.write(ARENA + at, content)
+        why = ""
+        try:
+            machine.step()
+        except Fault:
+            why = "fault"
+        except Unmodelled:
+            why = "unknown"
+        return why, machine.registers, machine.memory.read(ARENA, ARENA_SIZE)

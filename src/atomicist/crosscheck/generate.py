@@ -24,7 +24,7 @@ from atomicist.crosscheck.states import (
     arena_of,
     draw,
 )
-from atomicist.crosscheck.undefined import RULES, undefined
+from atomicist.crosscheck.undefined import RULES, needs_memory, undefined
 from atomicist.isa.delivery import KERNEL_CS, KERNEL_DS, USER_CS, USER_DS
 from atomicist.isa.ir import Insn
 from atomicist.isa.registers import FLAG_BITS, REGISTERS, SLOTS
@@ -80,9 +80,11 @@ class Generator:
     def __init__(self, prepared: Prepared, insn: Insn, seed: str) -> None:
         self._p = prepared
         self._random = Random(seed)  # noqa: S311 - states to try, not secrets
-        mnemonic = prepared.insn.mnemonic
+        mnemonic = prepared.mnemonic
         self.system = system_ops(mnemonic, prepared.insn) is not None or mnemonic in ("clac", "stac")
         self._open = mnemonic.split()[-1] in _WITH_RULES
+        self._looks = needs_memory(prepared)
+        self._bits: dict[frozenset[str], tuple[int, bool]] = {}
         self._file = [0] * SLOTS
         fixed = {"CS": KERNEL_CS, "SS": KERNEL_DS, "CR4": CR4_FSGSBASE, "RIP": insn.va}
         for name, value in fixed.items():
@@ -102,14 +104,16 @@ class Generator:
         file = self._file.copy()
         for name, value in registers.items():
             file[_SLOT[name]] = value
-        open_, memory = 0, False
-        if self._open:
-            for name in undefined(self._p, State(registers, arena_of(spots))):
-                if name == "memory":
-                    memory = True
-                else:
-                    open_ |= 1 << _SLOT[name]
+        open_, memory = self._undefined(registers, spots) if self._open else (0, False)
         return Drawn(file, spots, open_, memory, self.system)
+
+    def _undefined(self, registers: dict[str, int], spots: list[Spot]) -> tuple[int, bool]:
+        names = undefined(self._p, State(registers, arena_of(spots) if self._looks else b""))
+        known = self._bits.get(names)
+        if known is None:
+            open_ = sum(1 << _SLOT[name] for name in names if name != "memory")
+            known = self._bits[names] = open_, "memory" in names
+        return known
 
     def _whole(self, registers: dict[str, int], spots: list[Spot]) -> None:
         random = self._random

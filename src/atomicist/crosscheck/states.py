@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 from typing import Any, Final
 
@@ -92,19 +92,46 @@ def decoder() -> capstone.Cs:
     return made
 
 
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """``kind`` (capstone's: register, immediate, memory), ``size`` in bytes, the general register of a
+    ``register`` operand, the value of an immediate."""
+
+    kind: int
+    size: int
+    register: str
+    immediate: int
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A memory operand: ``base`` and ``index`` are general registers, "RIP", or nothing; ``segment`` is the
+    register with the base of its segment, or nothing; ``narrow``: addresses have 32 bits."""
+
+    base: str
+    index: str
+    scale: int
+    disp: int
+    segment: str
+    narrow: bool
+
+
 @dataclass
 class Prepared:
-    """An encoding at its place in the code area, with its memory within reach."""
+    """An encoding at its place in the code area, with its memory within reach.
+
+    What capstone says is looked up once: it takes longer than a state does."""
 
     raw: bytes
     va: int
     insn: Any
     text: str
+    mnemonic: str
+    next: int
     used: tuple[str, ...] = ()
-    patched: int = -1
-    """Where the displacement, now `ARENA`'s, was."""
     bit_index: str = ""
-    memory: list[Any] = field(default_factory=list)
+    operands: tuple[Operand, ...] = ()
+    memory: tuple[Place, ...] = ()
 
 
 def _decode(raw: bytes, va: int) -> Any:
@@ -115,52 +142,67 @@ def _touches_memory(insn: Any) -> bool:
     return insn.mnemonic not in ("lea", "nop", "endbr64") and not insn.mnemonic.startswith("prefetch")
 
 
+def _memory(insn: Any) -> list[Any]:
+    return [o.mem for o in insn.operands if o.type == x86.X86_OP_MEM] if _touches_memory(insn) else []
+
+
+def _place(insn: Any, mem: Any) -> Place:
+    def name(register: int) -> str:
+        return insn.reg_name(register) if register else ""
+
+    base, segment = name(mem.base), name(mem.segment)
+    base = "RIP" if base in ("rip", "eip") else FAMILY.get(base, "")
+    index = FAMILY.get(name(mem.index), "")  # "riz" is no index
+    segment = segment.upper() + "BASE" if segment in ("gs", "fs") else ""
+    return Place(base, index, mem.scale, mem.disp, segment, insn.addr_size == 4)
+
+
+def _operand(insn: Any, operand: Any) -> Operand:
+    register = FAMILY.get(insn.reg_name(operand.reg), "") if operand.type == x86.X86_OP_REG else ""
+    immediate = operand.imm if operand.type == x86.X86_OP_IMM else 0
+    return Operand(operand.type, operand.size, register, immediate)
+
+
 def prepare(raw: bytes, va: int) -> Prepared:
     """``raw`` to be run at ``va``: a displacement that no register can reach is replaced."""
     insn = _decode(raw, va)
-    memory = [o.mem for o in insn.operands if o.type == x86.X86_OP_MEM] if _touches_memory(insn) else []
-    for mem in memory:
-        base = insn.reg_name(mem.base) if mem.base else ""
-        segment = insn.reg_name(mem.segment) if mem.segment else ""
-        if base in ("rip", "eip") or not (base or mem.index or segment in ("gs", "fs")):
-            target = 0x10 if segment in ("gs", "fs") else LOWEST + 0xFFA
-            disp = target - (va + insn.size if base in ("rip", "eip") else 0)
+    for place in [_place(insn, mem) for mem in _memory(insn)]:
+        if place.base == "RIP" or not (place.base or place.index or place.segment):
+            target = 0x10 if place.segment else LOWEST + 0xFFA
+            disp = target - (va + insn.size if place.base else 0)
             at = insn.disp_offset
             raw = raw[:at] + (disp & 0xFFFF_FFFF).to_bytes(4, "little") + raw[at + 4 :]
             insn = _decode(raw, va)
-            memory = [o.mem for o in insn.operands if o.type == x86.X86_OP_MEM]
-    made = Prepared(raw, va, insn, f"{insn.mnemonic} {insn.op_str} [{raw.hex()}]", memory=memory)
+    text = f"{insn.mnemonic} {insn.op_str} [{raw.hex()}]"
+    made = Prepared(raw, va, insn, text, insn.mnemonic, va + insn.size)
+    made.memory = tuple(_place(insn, mem) for mem in _memory(insn))
+    made.operands = tuple(_operand(insn, o) for o in insn.operands)
     names = [insn.reg_name(o.reg) for o in insn.operands if o.type == x86.X86_OP_REG]
     names += [insn.reg_name(r) for group in insn.regs_access() for r in group]
     made.used = tuple(dict.fromkeys(FAMILY[n] for n in names if n in FAMILY))
     stem = insn.mnemonic.removeprefix("lock ")
-    if stem in ("bt", "bts", "btr", "btc") and memory and insn.operands[1].type == x86.X86_OP_REG:
-        made.bit_index = FAMILY[insn.reg_name(insn.operands[1].reg)]
+    if stem in ("bt", "bts", "btr", "btc") and made.memory:
+        made.bit_index = made.operands[1].register
     return made
 
 
-def effective(p: Prepared, mem: Any, registers: dict[str, int]) -> int:
+def effective(p: Prepared, mem: Place, registers: dict[str, int]) -> int:
     """The address of a memory operand."""
     total = mem.disp
-    name = p.insn.reg_name(mem.base) if mem.base else ""
-    if name:
-        total += p.va + p.insn.size if name in ("rip", "eip") else registers[FAMILY[name]]
-    index = FAMILY.get(p.insn.reg_name(mem.index), "") if mem.index else ""
-    if index:  # "riz" is no index
-        total += registers[index] * mem.scale
-    if p.insn.addr_size == 4:
+    if mem.base:
+        total += p.next if mem.base == "RIP" else registers[mem.base]
+    if mem.index:
+        total += registers[mem.index] * mem.scale
+    if mem.narrow:
         total &= 0xFFFF_FFFF
-    segment = p.insn.reg_name(mem.segment) if mem.segment else ""
-    if segment in ("gs", "fs"):
-        total += registers[segment.upper() + "BASE"]
-    return int(total & MASK)
+    if mem.segment:
+        total += registers[mem.segment]
+    return total & MASK
 
 
-def _steer(p: Prepared, mem: Any, registers: dict[str, int], target: int) -> None:
-    base = FAMILY.get(p.insn.reg_name(mem.base), "") if mem.base else ""
-    index = FAMILY.get(p.insn.reg_name(mem.index), "") if mem.index else ""
-    segment = p.insn.reg_name(mem.segment) if mem.segment else ""
-    if p.insn.addr_size == 4:
+def _steer(p: Prepared, mem: Place, registers: dict[str, int], target: int) -> None:
+    base, index = "" if mem.base == "RIP" else mem.base, mem.index
+    if mem.narrow:
         for name in filter(None, (base, index)):
             registers[name] &= 0xFFFF_FFFF
     if base and base == index:
@@ -173,14 +215,17 @@ def _steer(p: Prepared, mem: Any, registers: dict[str, int], target: int) -> Non
         registers[base] = target - effective(p, mem, registers) & MASK
     elif index:
         registers[index] = 0
-        distance = target - effective(p, mem, registers)
-        if segment in ("gs", "fs"):
-            distance = 64
+        distance = 64 if mem.segment else target - effective(p, mem, registers)
         registers[index] = distance // mem.scale & MASK
-    if not base and segment in ("gs", "fs"):
-        registers[segment.upper() + "BASE"] = 0
-        registers[segment.upper() + "BASE"] = target - effective(p, mem, registers) & MASK
+    if not base and mem.segment:
+        registers[mem.segment] = 0
+        registers[mem.segment] = target - effective(p, mem, registers) & MASK
 
+
+_START: Final = {name: 0x1111_1111_1111_1111 * i ^ 0x00F0 for i, name in enumerate(GPRS)} | {
+    "FSBASE": 0x20_0000, "GSBASE": 0x30_0000, "RSP": LOWEST + 0x800,
+}  # fmt: skip
+"""Registers that an instruction does not use."""
 
 Spot = tuple[int, bytes]
 """Sixteen bytes of the arena, from an offset on, that differ from `BACKGROUND`."""
@@ -189,14 +234,12 @@ Spot = tuple[int, bytes]
 def draw(p: Prepared, values: Sequence[int], place: int, flags: int) -> tuple[dict[str, int], list[Spot]]:
     """Registers and memory from plain numbers: ``values`` for the registers used, in order, and the memory
     operand; ``place`` for where that lies; ``flags`` a bit for each of `FLAGS`."""
-    registers = {name: 0x1111_1111_1111_1111 * i ^ 0x00F0 for i, name in enumerate(GPRS)}
-    registers |= {"FSBASE": 0x20_0000, "GSBASE": 0x30_0000}
-    registers["RSP"] = LOWEST + 0x800
+    registers = _START.copy()
     for i, name in enumerate(p.used):
-        if name != "RSP" or p.insn.mnemonic in ("lea", "mov", "xchg"):
+        if name != "RSP" or p.mnemonic in ("lea", "mov", "xchg"):
             registers[name] = values[i % len(values)]
     target = LOWEST + place % PLACES
-    mnemonic = p.insn.mnemonic.split()[-1]
+    mnemonic = p.mnemonic.rpartition(" ")[2]
     if mnemonic in ("push", "pop", "call", "ret", "pushfq", "popfq"):
         registers["RSP"] = LOWEST + (place // 3) % PLACES
     if mnemonic in ("call", "jmp", "ret"):
@@ -206,11 +249,11 @@ def draw(p: Prepared, values: Sequence[int], place: int, flags: int) -> tuple[di
     if mnemonic == "leave":
         registers["RBP"] = target
     if p.bit_index:
-        bits = 8 * p.insn.operands[1].size
+        bits = 8 * p.operands[1].size
         registers[p.bit_index] = (registers[p.bit_index] % 0x2000 - 0x1000) & MASK
         if bits < 64 and values[0] & 1:
             registers[p.bit_index] ^= values[-1] >> bits << bits
-    if mnemonic.startswith("loop") or p.insn.mnemonic.startswith(("rep", "jrcxz", "jecxz")):
+    if mnemonic.startswith("loop") or p.mnemonic.startswith(("rep", "jrcxz", "jecxz")):
         registers["RCX"] = (values[0] % 3 if values[0] & 8 else values[0]) & MASK
     for n, mem in enumerate(p.memory):
         _steer(p, mem, registers, target if not n else LOWEST + (place * 7 + values[-1]) % PLACES)

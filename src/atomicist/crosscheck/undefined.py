@@ -12,37 +12,33 @@ from typing import Final
 
 from capstone import x86_const as x86
 
-from atomicist.crosscheck.states import ARENA, FAMILY, Prepared, State, effective
+from atomicist.crosscheck.states import ARENA, Prepared, State, effective
 
 ALL: Final = frozenset({"CF", "PF", "AF", "ZF", "SF", "OF"})
 
 
 def _count(p: Prepared, state: State) -> int:
     """The masked count of a shift or rotation; an operand that is left out is one."""
-    width = 8 * p.insn.operands[0].size
-    last = p.insn.operands[-1]
-    double = p.insn.mnemonic in ("shld", "shrd")
-    if len(p.insn.operands) == (2 if double else 1):
+    last = p.operands[-1]
+    if len(p.operands) == (2 if p.mnemonic in ("shld", "shrd") else 1):
         raw = 1
-    elif last.type == x86.X86_OP_IMM:
-        raw = last.imm
     else:
-        raw = state.registers[FAMILY[p.insn.reg_name(last.reg)]]
-    return int(raw & (0x3F if width == 64 else 0x1F))
+        raw = last.immediate if last.kind == x86.X86_OP_IMM else state.registers[last.register]
+    return raw & (0x3F if p.operands[0].size == 8 else 0x1F)
 
 
 def _width(p: Prepared) -> int:
-    return int(8 * p.insn.operands[0].size)
+    return 8 * p.operands[0].size
 
 
 def _source_is_zero(p: Prepared, state: State) -> bool:
-    source = p.insn.operands[1]
-    if source.type == x86.X86_OP_REG:
-        value = state.registers[FAMILY[p.insn.reg_name(source.reg)]]
+    source = p.operands[1]
+    if source.kind == x86.X86_OP_REG:
+        value = state.registers[source.register]
     else:
-        at = effective(p, source.mem, state.registers) - ARENA
+        at = effective(p, p.memory[0], state.registers) - ARENA
         value = int.from_bytes(state.arena[at : at + 8], "little")
-    return not value & (1 << 8 * int(source.size)) - 1
+    return not value & (1 << 8 * source.size) - 1
 
 
 Condition = Callable[[Prepared, State], bool]
@@ -89,15 +85,19 @@ RULES: Final = (
 )  # fmt: skip
 
 
+def needs_memory(p: Prepared) -> bool:
+    """Whether it depends on memory what `undefined` says."""
+    return p.mnemonic in ("bsf", "bsr") and bool(p.memory)
+
+
 def undefined(p: Prepared, state: State) -> frozenset[str]:
     """What the instruction leaves undefined in ``state``: registers, flags, "memory"."""
-    stem = p.insn.mnemonic.split()[-1]
+    stem = p.mnemonic.rpartition(" ")[2]
     found: set[str] = set()
     for rule in RULES:
         if stem in rule.mnemonics and rule.when(p, state):
             found |= rule.names
     if "result" in found:
         found.discard("result")
-        target = p.insn.operands[0]
-        found.add(FAMILY[p.insn.reg_name(target.reg)] if target.type == x86.X86_OP_REG else "memory")
+        found.add(p.operands[0].register or "memory")
     return frozenset(found)

@@ -2,6 +2,9 @@
 """The reference interpreter: executes IR one operation at a time, slowly and
 plainly.  It is the definition that the native model is tested against.
 
+Nothing is merged, left out or done in another order: each operation is a call
+(`machine.bound`), and what it computes is `isa.arithmetic`'s.
+
 A fault is precise: it leaves the registers as they were before the
 instruction, but for NMI blocking, which even a faulting IRET ends (SDM vol. 3,
 6.7.1).
@@ -10,12 +13,14 @@ instruction, but for NMI blocking, which even a faulting IRET ends (SDM vol. 3,
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Final
+from functools import cache
+from typing import Final, NoReturn
 
-from atomicist.isa.arithmetic import PURE, evaluate, mask
+from atomicist.isa.arithmetic import mask
 from atomicist.isa.delivery import BY_NUMBER, DF, ERROR_CODE, GP, NP, PF, SS, Gate, Vector, deliver
-from atomicist.isa.ir import Access, Code, Insn, Note, Op, Space, Var
-from atomicist.isa.registers import REGISTERS, SLOT, SLOTS
+from atomicist.isa.ir import Access, Insn, Note, Op
+from atomicist.isa.registers import REGISTERS, SLOTS
+from atomicist.machine.bound import LEAVE, bind
 from atomicist.machine.memory import PAGE, Memory, PageFlag, Refused, canonical
 from atomicist.machine.target import Target
 
@@ -74,6 +79,8 @@ def _double(first: Vector, second: Fault) -> bool:
     return first.number in _CONTRIBUTORY and second.vector in _CONTRIBUTORY
 
 
+_delivery: Final = cache(deliver)
+
 Watch = Callable[[int, int, int], None]
 """Told of each store: address, size in bytes, value."""
 
@@ -88,6 +95,7 @@ class Machine:
         self.watch: Watch | None = None
         self.notes: set[Note] = set()
         self._temps: dict[int, int] = {}
+        self._target: int | None = None
         self._gates: dict[Gate, tuple[Op, ...]] = {}
 
     def __getitem__(self, name: str) -> int:
@@ -138,7 +146,7 @@ class Machine:
         in a selector-like error code (SDM vol. 3, 6.13); registers are then as before."""
         self._temps = {ERROR_CODE.off: error}
         if gate not in self._gates:
-            self._gates[gate] = deliver(gate)
+            self._gates[gate] = _delivery(gate)
         before = list(self.registers)
         try:
             self._execute(self._gates[gate])
@@ -175,53 +183,26 @@ class Machine:
         return self._execute(ops)
 
     def _execute(self, ops: tuple[Op, ...]) -> int | None:
-        index = 0
-        while index < len(ops):
-            op = ops[index]
-            index += 1
-            code = op.code
-            if code in PURE:
-                assert op.out is not None  # noqa: S101 - by construction
-                values = [self.read(v) for v in op.ins]
-                self.write(op.out, evaluate(code, values, [v.size for v in op.ins], op.out.size))
-            elif code is Code.LOAD:
-                assert op.out is not None  # noqa: S101 - by construction
-                self.write(op.out, self.load(self.read(op.ins[0]), op.out.size, Access(op.ins[1].off)))
-            elif code is Code.STORE:
-                self.store(self.read(op.ins[0]), op.ins[1].size, self.read(op.ins[1]), Access(op.ins[2].off))
-            elif code in (Code.BRANCH, Code.BRANCHIND):
-                return self.read(op.ins[0])
-            elif code is Code.CBRANCH:
-                if self.read(op.ins[1]):
-                    return self.read(op.ins[0])
-            elif code is Code.JUMP or (code is Code.CJUMP and self.read(op.ins[1])):
-                index = op.ins[0].off
-            elif code is Code.FAULT and self.read(op.ins[2]):
-                raise Fault(op.ins[0].off, self.read(op.ins[1]), "fault", self.registers[_RIP])
-            elif code is Code.UNKNOWN and self.read(op.ins[0]):
-                raise Unmodelled(op.text)
-            elif code is Code.PREDICTED and self.read(op.ins[0]):
-                raise Predicted(op.text)
-            elif code is Code.NOTE:
-                self.notes.add(Note(op.ins[0].off))
-        return None
+        bound, registers, temps = bind(ops), self.registers, self._temps
+        self._target = None
+        index, end = 0, len(bound)
+        while index < end:
+            to = bound[index](self, registers, temps)
+            index = index + 1 if to is None else to
+        return self._target
 
-    def read(self, v: Var) -> int:
-        """The value of a varnode."""
-        if v.space is Space.CONST:
-            return v.off
-        if v.space is Space.TMP:
-            return self._temps[v.off] & mask(v.size)
-        return self.registers[v.off // SLOT] >> 8 * (v.off % SLOT) & mask(v.size)
+    def leave(self, target: int) -> int:
+        """A branch to ``target`` is taken: the instruction ends."""
+        self._target = target
+        return LEAVE
 
-    def write(self, v: Var, value: int) -> None:
-        """Set a varnode; the rest of a wider register keeps its value."""
-        if v.space is Space.TMP:
-            self._temps[v.off] = value
-            return
-        slot, shift = v.off // SLOT, 8 * (v.off % SLOT)
-        kept = self.registers[slot] & ~(mask(v.size) << shift)
-        self.registers[slot] = kept | (value & mask(v.size)) << shift
+    def fault(self, vector: int, error: int) -> NoReturn:
+        """An instruction's own exception. Raises `Fault`."""
+        raise Fault(vector, error, "fault", self.registers[_RIP])
+
+    def refuse(self, text: str, *, predicted: bool) -> NoReturn:
+        """What ends a run as a finding. Raises `Unmodelled` or `Predicted`."""
+        raise (Predicted if predicted else Unmodelled)(text)
 
     def load(self, address: int, size: int, access: Access) -> int:
         """``size`` bytes of memory. Raises `Fault`."""
@@ -254,4 +235,4 @@ class Machine:
     def scratch(self, address: int) -> bool:
         """Whether an entry may write to ``address`` before it commits."""
         flags = self.memory.flags(address)
-        return flags is not None and bool(flags & PageFlag.SCRATCH)
+        return flags is not None and bool(int(flags) & int(PageFlag.SCRATCH))

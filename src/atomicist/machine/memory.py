@@ -80,28 +80,38 @@ def canonical(address: int) -> bool:
     return address >> 47 in (0, (1 << 17) - 1)
 
 
+_USER_ROOT: Final = int(PageFlag.USER_ROOT)
+_KERNEL_ROOT: Final = int(PageFlag.KERNEL_ROOT)
+_USER_PAGE: Final = int(PageFlag.USER_PAGE)
+_WRITABLE: Final = int(PageFlag.WRITABLE)
+_EXECUTABLE: Final = int(PageFlag.EXECUTABLE)
+
+
 class Memory:
     """Pages by number; every access is checked against the root in force."""
 
     def __init__(self, pages: Iterable[Page]) -> None:
         self._flags: dict[int, PageFlag] = {}
+        self._bits: dict[int, int] = {}  # the same as plain numbers, which is what costs no time
         self._data: dict[int, bytearray] = {}
         for page in pages:
-            self._flags[page.base // PAGE] = page.flags
-            self._data[page.base // PAGE] = bytearray(page.data)
+            number = page.base // PAGE
+            self._flags[number] = page.flags
+            self._bits[number] = int(page.flags)
+            self._data[number] = bytearray(page.data)
 
     def check(self, address: int, *, write: bool, user_root: bool) -> None:
         """Raise `Refused` unless ring 0 may touch the byte at ``address``."""
         if not canonical(address):
             raise Refused("non-canonical", address)
-        flags = self._flags.get(address // PAGE)
-        if flags is None:
+        bits = self._bits.get(address // PAGE)
+        if bits is None:
             raise Refused("unmapped", address)
-        if not flags & (PageFlag.USER_ROOT if user_root else PageFlag.KERNEL_ROOT):
+        if not bits & (_USER_ROOT if user_root else _KERNEL_ROOT):
             raise Refused("not-in-user-tables", address)
-        if flags & PageFlag.USER_PAGE:
+        if bits & _USER_PAGE:
             raise Refused("user-memory", address)
-        if write and not flags & PageFlag.WRITABLE:
+        if write and not bits & _WRITABLE:
             raise Refused("read-only", address)
 
     def flags(self, address: int) -> PageFlag | None:
@@ -110,28 +120,41 @@ class Memory:
 
     def present(self, address: int, *, user_root: bool) -> bool:
         """Whether the root in force maps the page at ``address``."""
-        flags = self._flags.get(address // PAGE, PageFlag(0))
-        return bool(flags & (PageFlag.USER_ROOT if user_root else PageFlag.KERNEL_ROOT))
+        return bool(self._bits.get(address // PAGE, 0) & (_USER_ROOT if user_root else _KERNEL_ROOT))
 
     def fetchable(self, address: int, *, user_root: bool) -> bool:
         """Whether ring 0 can fetch an instruction at ``address``."""
-        flags = self._flags.get(address // PAGE, PageFlag(0))
-        wanted = PageFlag.EXECUTABLE | (PageFlag.USER_ROOT if user_root else PageFlag.KERNEL_ROOT)
-        return flags & (wanted | PageFlag.USER_PAGE) == wanted
+        wanted = _EXECUTABLE | (_USER_ROOT if user_root else _KERNEL_ROOT)
+        return self._bits.get(address // PAGE, 0) & (wanted | _USER_PAGE) == wanted
+
+    def read(self, address: int, size: int) -> bytes:
+        """``size`` bytes, unchecked. KeyError if unmapped."""
+        number, at = divmod(address, PAGE)
+        if at + size <= PAGE:
+            return bytes(self._data[number][at : at + size])
+        first = PAGE - at
+        return bytes(self._data[number][at:]) + self.read(address + first, size - first)
+
+    def write(self, address: int, data: bytes) -> None:
+        """Write ``data``, unchecked. KeyError if unmapped."""
+        number, at = divmod(address, PAGE)
+        first = min(len(data), PAGE - at)
+        self._data[number][at : at + first] = data[:first]
+        if first < len(data):
+            self.write(address + first, data[first:])
 
     def peek(self, address: int, size: int) -> int:
         """Little-endian value of ``size`` bytes, unchecked. KeyError if unmapped."""
-        return int.from_bytes(
-            bytes(self._data[(address + i) // PAGE][(address + i) % PAGE] for i in range(size)), "little"
-        )
+        return int.from_bytes(self.read(address, size), "little")
 
     def poke(self, address: int, size: int, value: int) -> None:
         """Write ``size`` bytes, unchecked. KeyError if unmapped."""
-        for i, byte in enumerate(value.to_bytes(size, "little")):
-            self._data[(address + i) // PAGE][(address + i) % PAGE] = byte
+        self.write(address, value.to_bytes(size, "little"))
 
     def word(self, address: int) -> int | None:
         """The aligned 8-byte word at ``address``; None if there is none."""
-        if address % WORD or address // PAGE not in self._data:
+        if address % WORD:
             return None
-        return self.peek(address, WORD)
+        number, at = divmod(address, PAGE)
+        page = self._data.get(number)
+        return None if page is None else int.from_bytes(page[at : at + WORD], "little")

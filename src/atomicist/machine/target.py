@@ -43,7 +43,9 @@ class Target:
     what a return takes of the entry stack, below a kernel-mode context that is on it.
     ``mitigation`` is what makes return predictions safe on the processor: "none" (needed),
     "ibrs", "unret" or "ibpb"; ``kernel_spec_ctrl`` is the kernel's SPEC_CTRL with "ibrs",
-    and the user's is the same without bit 0.
+    and the user's is the same without bit 0.  ``call_alignment`` is what RSP + 8 is a multiple of
+    where a handler starts; ``cpunode`` the limit of Linux's segment 0x7b: CPU number in bits
+    11:0, NUMA node above.
     """
 
     name: str
@@ -65,12 +67,15 @@ class Target:
     slot_bytes: int
     mitigation: str = "none"
     kernel_spec_ctrl: int = 0
+    call_alignment: int = 8
+    cpunode: int = 0
     exit_bytes: int = 0
 
     @property
     def claims(self) -> bool:
         """Whether the image says by labels where its IST stacks become free."""
-        return any(p & Place.COMMITTED for p in self.places.values())
+        committed = int(Place.COMMITTED)
+        return any(int(p) & committed for p in self.places.values())
 
     def region(self, address: int) -> Region | None:
         """The region that holds ``address``."""

@@ -52,7 +52,7 @@ class CImage(c.Structure):
         ("kernel_gsbase", c.c_uint64), ("kernel_cr3", c.c_uint64),
         ("kernel_spec_ctrl", c.c_uint64), ("claims", c.c_uint32),
         ("reserve", c.c_uint32), ("slot_bytes", c.c_uint32), ("exit_bytes", c.c_uint32),
-        ("max_steps", c.c_uint32), ("ibrs", c.c_uint32),
+        ("max_steps", c.c_uint32), ("ibrs", c.c_uint32), ("call_alignment", c.c_uint32),
     ]  # fmt: skip
 
 

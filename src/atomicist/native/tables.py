@@ -29,7 +29,11 @@ FREE_SLOTS: Final = ("RSP", "RIP", "GSBASE")
 """The registers that a user chooses freely, and an entry may look at."""
 
 CR3_COMPARED: Final = 0x000F_FFFF_FFFF_F000
-"""What a handler's CR3 is compared in: the page tables, not the PCID."""
+"""What a handler's CR3 is compared in with the kernel's: the page tables."""
+
+CR3_PCID, CR3_USER_PCID = 0xFFF, 0x800
+"""The PCID in CR3; and its bit that is set for the user's page tables, where the kernel has others
+(Linux arch/x86/entry/calling.h: PTI_USER_PCID_MASK)."""
 
 CODE_NUMBER: Final[Mapping[Code, int]] = {code: i + 1 for i, code in enumerate(Code)}
 """The runtime's number of each operation."""
@@ -49,6 +53,7 @@ def render(properties: Mapping[str, int], events: Sequence[str], error_token: in
     lines += [f"#define EVENT_{name} {i}u" for i, name in enumerate(events)]
     lines += [f"#define MCIP {MCIP}ull", f"#define ERROR_TOKEN {error_token:#x}ull"]
     lines += [f"#define CR3_COMPARED {CR3_COMPARED:#x}ull", f"#define EXPOSED_EVERYTHING {EVERYTHING}u"]
+    lines += [f"#define CR3_PCID {CR3_PCID:#x}ull", f"#define CR3_USER_PCID {CR3_USER_PCID:#x}ull"]
     lines += [f"#define PT_{name} {8 * i}u" for i, name in enumerate(PT_REGS)]
     frame = [(8 * i, name) for i, name in enumerate(PT_REGS) if name != "ORIG_RAX"]
     arrays = {

@@ -4,15 +4,19 @@
 1. The unchanged image is closed once, and it is noted which instructions were executed
    and which branches went which way.  A mutant of what no interleaving reaches behaves
    as the original does on all of them.
-2. *Probes* look at parts of the search: one event from every start context, every second
-   event behind it from some, then certificates.  Of each probe it is known which instructions it
-   executes, so a mutant meets only those that meet it, first those that found its
-   neighbours.  The first finding kills it.
-3. What is left is closed, many mutants in one image (`close`): where the image has no
-   finding, none of its mutants has one of its own; where it has, the mutants are tried
-   one by one in the context that shows it, those that are found are taken out, and the
-   rest is closed again.  A mutant that passes needs an argument besides (`equivalence`,
-   or a named exception), since others in the image might hide it.
+2. *Probes* look at parts of the search, each mutant alone: one event from every start
+   context, and from some another one early in its entry.  Of each probe it is known which
+   instructions it executes, so a mutant meets only those that meet it, first those that
+   found its neighbours.  The first finding kills it.
+3. What is left is put into images of many mutants (`grouped`), and those are given every
+   certificate that closing the unchanged image took, if it executes one of them.  Where
+   there is a finding, halves are tried, and halves of these, until it is shown by mutants alone.
+   A certificate that holds for what it held for in the unchanged image, and meets nothing else,
+   serves in its place; so if all do, the image with these mutants is closed.
+4. Mutants with which a certificate holds for less, or meets something new, are closed from the start,
+   again many in one image.  Where an image is closed without a finding, none of its mutants has one
+   of its own.  A mutant that passes needs an argument besides (`equivalence`, or a named exception),
+   since others in the image might hide it.
 
 Every step is in the order of the image, so the result does not depend on the workers.
 """
@@ -21,12 +25,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Final
 
 from atomicist.image.mutate import Change, Mutant, Mutator
-from atomicist.isa.ir import Flow
+from atomicist.isa.ir import Flow, Insn
 from atomicist.machine.target import Target
 from atomicist.native.engine import NativeFinding, NativeResult
 from atomicist.native.patch import PatchableEngine, PatchError
@@ -37,14 +42,11 @@ from atomicist.spec.contexts import Context, contexts
 from atomicist.spec.events import ERROR_TOKEN, EVENTS
 from atomicist.spec.properties import CODES
 
-PAIRS_FROM: Final = (
-    "kernel-task", "user-rsp-nmi_stack", "kernel-main-0xb8", "user", "gap-entry_SYSCALL_64-hostile",
-    "kernel-main-full-0x1d50",
-)  # fmt: skip
-"""Start contexts from which two events are tried, in this order."""
+PAIRS_FROM: Final = ("kernel-task", "user")
+"""Start contexts from which two events are tried."""
 
-CERTIFIED: Final = ("contradiction-rsp-nmi_stack", "contradiction-rip-asm_exc_nmi", "kernel-main-full-0x1ca0")
-"""Start contexts that are certified for a mutant alone."""
+EARLY: Final = 64
+"""Boundaries behind the first event at which the second is tried: save 2, and a little more."""
 
 CHUNK: Final = 64
 """Mutants that are worked on together; also what an interrupted run loses at most, per worker."""
@@ -53,19 +55,62 @@ _EXECUTED, _FELL, _WENT = 1, 2, 4
 
 
 @dataclass(frozen=True, slots=True)
-class Probe:
-    """A part of the search: from ``context``, ``first`` first.  ``budget`` is how many
-    events there are, from the bit set ``offered``; 0: a certificate, which has them all."""
+class Held:
+    """What a certificate holds for, and the contexts that it meets (`NativeResult`)."""
+
+    covers: bytes
+    covers_rsp: bytes
+    covers_key: tuple[frozenset[int], ...]
+    cells: tuple[tuple[tuple[int, bool], ...] | None, ...]
+    shapes: frozenset[bytes]
+    holds: tuple[bool, ...] = ()
+
+    def serves_for(self, other: Held) -> bool:
+        """Whether it holds for all that ``other`` holds for, and meets nothing that ``other``
+        does not: a closed search that has ``other`` is closed with this one in its place."""
+        return (
+            _no_less(self.covers, other.covers)
+            and _no_less(self.covers_rsp, other.covers_rsp)
+            and all(a >= b for a, b in zip(self.covers_key, other.covers_key, strict=True))
+            and self.cells == other.cells
+            and len(self.holds) == len(other.holds)
+            and all(a >= b for a, b in zip(self.holds, other.holds, strict=True))
+            and self.shapes <= other.shapes
+        )
+
+
+def held(result: NativeResult) -> Held:
+    """What the certificate ``result`` holds for."""
+    return Held(
+        result.covers, result.covers_rsp, result.covers_key, result.cells,
+        frozenset(result.emitted.shapes()), result.holds,
+    )  # fmt: skip
+
+
+def _no_less(a: bytes, b: bytes) -> bool:
+    """Whether ``a`` has a flag wherever ``b`` has one."""
+    return int.from_bytes(b, "little") & ~int.from_bytes(a, "little") == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of the search: from ``context``, ``first`` first: that one event alone, with
+    ``second`` another one at each of the first boundaries behind it, or with ``closed`` a
+    certificate, which has them all.  ``ran``: what the unchanged image executes;
+    ``held``: what that certificate holds for there; ``others``: the contexts that it was asked for."""
 
     context: Context
     first: int
-    offered: int
-    budget: int
+    closed: bool = False
+    ran: bytes = b""
+    second: int | None = None
+    held: Held | None = None
+    others: tuple[tuple[int, ...], ...] = ()
 
     @property
     def step(self) -> str:
-        """What kind of probe it is."""
-        return ("certificate", "one event", "two events")[self.budget]
+        """What kind of part it is."""
+        return "certificate" if self.closed else "one event" if self.second is None else "two events"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,52 +128,55 @@ class Outcome:
     seconds: float = 0.0
 
 
-def probes(target: Target) -> tuple[Probe, ...]:
-    """All probes of ``target``, the cheapest first."""
-    start = {c.name: c for c in contexts(target)}
-    allowed = {
-        n: [v for v, e in enumerate(EVENTS) if c.only in ("", e) and e in target.gates]
-        for n, c in start.items()
-    }
-    found = [Probe(c, v, 1 << v, 1) for n, c in start.items() for v in allowed[n]]
-    for name in PAIRS_FROM:
-        for v in allowed.get(name, ()):
-            found += [Probe(start[name], v, 1 << v | 1 << w, 2) for w in allowed[name] if w != v]
-    for name in CERTIFIED:
-        found += [Probe(start[name], v, 0, 0) for v in allowed.get(name, ())]
-    return tuple(found)
+def probes(target: Target) -> tuple[Part, ...]:
+    """Each event from each start context of ``target``, and two from those of `PAIRS_FROM`."""
+    single = [
+        Part(c, v)
+        for c in contexts(target)
+        for v, name in enumerate(EVENTS)
+        if c.only in ("", name) and name in target.gates
+    ]
+    pairs = [
+        replace(p, second=v)
+        for p in single
+        for v, name in enumerate(EVENTS)
+        if p.context.name in PAIRS_FROM and v != p.first and name in target.gates
+    ]
+    return (*single, *pairs)
 
 
-def run_probe(engine: PatchableEngine, probe: Probe) -> NativeResult:
-    """What ``probe`` finds in the engine's present target."""
-    c = probe.context
-    if not probe.budget:
-        return engine.certify(c.registers, probe.first, expect_df=c.expect_df, no_stack=c.no_stack)
+def look(engine: PatchableEngine, part: Part) -> NativeResult:
+    """What ``part`` of the search finds in the engine's present target."""
+    c = part.context
+    if part.closed:
+        return engine.certify(
+            c.registers, part.first, expect_df=c.expect_df, no_stack=c.no_stack, others=part.others
+        )
+    offered = 1 << part.first | (0 if part.second is None else 1 << part.second)
     return engine.enumerate(
-        c.registers, budget=probe.budget, offered=probe.offered, first=1 << probe.first,
-        expect_df=c.expect_df, no_stack=c.no_stack, stop=1,
+        c.registers, budget=1 if part.second is None else 2, offered=offered, first=1 << part.first,
+        expect_df=c.expect_df, no_stack=c.no_stack, stop=1, limit=0 if part.second is None else EARLY,
     )  # fmt: skip
 
 
 class Quick:
-    """Steps 1 and 2 for one target: decides most of its mutants."""
+    """Steps 1 and 2 for one target: decides most of its mutants; and what the others need."""
 
     def __init__(self, target: Target, ran: bytes) -> None:
         """``ran``: what closing the unchanged target executed (`PatchableEngine.ran`)."""
         self.mutator = Mutator(target)
+        self.engine = PatchableEngine(target, CODES, EVENTS, ERROR_TOKEN, MAX_RUN)
         self._target = target
         self._ran = ran
         self._live = Liveness(target)
         self._index = {va: i for i, va in enumerate(sorted(target.insns))}
-        self._engine = PatchableEngine(target, CODES, EVENTS, ERROR_TOKEN, MAX_RUN)
-        self._probes = probes(target)
-        self._reaches: list[bytes] = []
-        for probe in self._probes:
-            self._engine.ran()
-            result = run_probe(self._engine, probe)
+        self._probes: list[Part] = []
+        for probe in probes(target):
+            self.engine.ran()
+            result = look(self.engine, probe)
             if result.findings:
                 raise RuntimeError(f"the unchanged image has a finding from {probe.context.name}")
-            self._reaches.append(self._engine.ran())
+            self._probes.append(replace(probe, ran=self.engine.ran()))
 
     def chunk(self, mutants: Sequence[Mutant]) -> list[Outcome]:
         """The outcomes of neighbouring mutants."""
@@ -141,36 +189,41 @@ class Quick:
         outcome = self._unreached(mutant, change) or self._probed(mutant, change, kills)
         return replace(outcome, seconds=round(time.monotonic() - started, 4))
 
-    def _touched(self, change: Change) -> list[int]:
+    def touched(self, change: Change) -> tuple[int, ...]:
+        """The numbers of the target's instructions, by address, that ``change`` changes."""
         known = self._target.insns
-        return [self._index[va] for va, insn in change.insns.items() if va in known and insn != known[va]]
+        return tuple(
+            self._index[va] for va, insn in change.insns.items() if va in known and insn != known[va]
+        )
 
     def _unreached(self, mutant: Mutant, change: Change) -> Outcome | None:
-        touched = self._touched(change)
+        touched = self.touched(change)
         if not any(self._ran[i] & _EXECUTED for i in touched):
             return Outcome(mutant.name, "equivalent", "closed", reason="never executed")
         at = self._index[mutant.va]
-        alone = mutant.kind in ("branch", "delete") and touched == [at]
+        alone = mutant.kind in ("branch", "delete") and touched == (at,)
         branch = self._target.insns[mutant.va].flow is Flow.BRANCH
         if alone and branch and not self._ran[at] & _WENT:
             return Outcome(mutant.name, "equivalent", "closed", reason="the branch is never taken")
         return None
 
     def _probed(self, mutant: Mutant, change: Change, kills: Counter[int]) -> Outcome:
-        touched = self._touched(change)
-        relevant = [
-            n for n, ran in enumerate(self._reaches) if any(ran[i] & _EXECUTED for i in touched)
-        ]  # fmt: skip
-        relevant.sort(key=lambda n: (self._probes[n].budget == 0, self._probes[n].budget, -kills[n], n))
-        cheap = [n for n in relevant if self._probes[n].budget]
-        outcome = self._try(mutant, change, cheap, kills)
-        if outcome is not None:
-            return outcome
+        touched = self.touched(change)
+        relevant = [n for n, p in enumerate(self._probes) if executes(p, touched)]
+        relevant.sort(key=lambda n: (self._probes[n].second is not None, -kills[n], n))
+        try:
+            with self.patched([change]):
+                for n in relevant:
+                    found = look(self.engine, self._probes[n]).findings
+                    if found:
+                        kills[n] += 1
+                        return killed(self._target, mutant, self._probes[n], found[0])
+        except PatchError as e:
+            return Outcome(mutant.name, "survived", "not run", reason=str(e))
         reason = self.argument(mutant, change)
         if reason:
             return Outcome(mutant.name, "equivalent", "argued", reason=reason)
-        outcome = self._try(mutant, change, [n for n in relevant if not self._probes[n].budget], kills)
-        return outcome or Outcome(mutant.name, "passed", "certificate")
+        return Outcome(mutant.name, "passed", "two events")
 
     def argument(self, mutant: Mutant, change: Change) -> str:
         """Why the mutant does the same, by the IR alone; "" if that cannot be said."""
@@ -178,39 +231,30 @@ class Quick:
         end = self._target.insns[insn.next].next if mutant.kind == "swap" else insn.next
         return same(self._target, self._live, change, (mutant.va, end))
 
-    def _try(
-        self, mutant: Mutant, change: Change, numbers: Iterable[int], kills: Counter[int]
-    ) -> Outcome | None:
-        try:
-            with self._engine.patched(change.insns, {va: int(p) for va, p in change.places.items()}):
-                for n in numbers:
-                    probe = self._probes[n]
-                    found = run_probe(self._engine, probe).findings
-                    if found:
-                        kills[n] += 1
-                        return killed(self._target, mutant, probe.step, probe.context.name, found[0])
-        except PatchError as e:
-            return Outcome(mutant.name, "survived", "not run", reason=str(e))
-        return None
-
-    def find_in(self, mutant: Mutant, context: Context, vectors: Sequence[int]) -> Outcome | None:
-        """Whether the mutant alone is found in one context, by its certificates."""
-        change = self.mutator.lift(mutant.edits)
-        with self._engine.patched(change.insns, {va: int(p) for va, p in change.places.items()}):
-            for v in vectors:
-                result = run_probe(self._engine, Probe(context, v, 0, 0))
-                if result.findings:
-                    return killed(self._target, mutant, "closed", context.name, result.findings[0])
-        return None
+    @contextmanager
+    def patched(self, changes: Iterable[Change]) -> Iterator[None]:
+        """Within it, the engine's target has all of ``changes``. Raises `PatchError`."""
+        insns: dict[int, Insn | None] = {}
+        places: dict[int, int] = {}
+        for change in changes:
+            insns |= change.insns
+            places |= {va: int(p) for va, p in change.places.items()}
+        with self.engine.patched(insns, places):
+            yield
 
 
-def killed(target: Target, mutant: Mutant, by: str, start: str, finding: NativeFinding) -> Outcome:
-    """The outcome of a mutant with a finding from the context ``start``."""
+def executes(part: Part, touched: Iterable[int]) -> bool:
+    """Whether ``part`` executes one of the instructions ``touched`` of the unchanged image."""
+    return any(part.ran[i] & _EXECUTED for i in touched)
+
+
+def killed(target: Target, mutant: Mutant, part: Part, finding: NativeFinding, by: str = "") -> Outcome:
+    """The outcome of a mutant with a ``finding`` in ``part``."""
     events = tuple(
         Injection(EVENTS[e.vector], e.rip if i else None) for i, e in enumerate(finding.events)
     )  # fmt: skip
-    schedule = Schedule(start, events).text(target)
-    return Outcome(mutant.name, "killed", by, f"IST{finding.property:03d}", schedule)
+    schedule = Schedule(part.context.name, events).text(target)
+    return Outcome(mutant.name, "killed", by or part.step, f"IST{finding.property:03d}", schedule)
 
 
 def chunks(mutants: Sequence[Mutant]) -> list[tuple[Mutant, ...]]:
@@ -219,19 +263,21 @@ def chunks(mutants: Sequence[Mutant]) -> list[tuple[Mutant, ...]]:
 
 
 def batches(mutator: Mutator, mutants: Sequence[Mutant], most: int) -> list[tuple[Mutant, ...]]:
-    """Portions of mutants that can be in one image: no two change the same instruction, or
-    neighbours of which one is moved."""
+    """Portions of mutants that can be in one image: no byte is changed by one and executed, as
+    part of an instruction that was not there before, by another."""
     found: list[tuple[list[Mutant], set[int]]] = []
     for mutant in mutants:
         change = mutator.lift(mutant.edits)
-        taken = {va + k for va, new in mutant.edits for k in range(len(new))} | set(change.insns)
+        taken = {va + k for va, new in mutant.edits for k in range(len(new))}
+        for va, insn in change.insns.items():
+            taken |= set(range(va, va + (insn.size if insn is not None else 1)))
         for members, used in found:
             if len(members) < most and not used & taken:
                 members.append(mutant)
                 used.update(taken)
                 break
         else:
-            found.append(([mutant], set(taken)))
+            found.append(([mutant], taken))
     return [tuple(members) for members, _ in found]
 
 

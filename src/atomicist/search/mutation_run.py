@@ -26,13 +26,17 @@ from atomicist.machine.target import Target
 from atomicist.native.engine import NativeResult
 from atomicist.search import workers
 from atomicist.search.certificate import Raw, certify
-from atomicist.search.mutation import Outcome, Quick, batches, by_name, chunks
+from atomicist.search.grouped import OTHERWISE, Group, ask_all, members
+from atomicist.search.mutation import Outcome, Part, Quick, batches, by_name, chunks, held
 from atomicist.search.progress import Listener, Progress
 from atomicist.search.workers import default_workers
-from atomicist.spec.events import EVENTS
 
-MOST: Final = 400
-"""Mutants that are closed together at most."""
+MOST: Final = 500
+"""Mutants in one image at most."""
+
+
+FIRST: Final = ("kernel-task", "user", "kernel-main-0xb8", "gap-entry_SYSCALL_64-hostile")
+"""Start contexts that are certified first, since most is found there, and fewer images are left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +64,10 @@ class Journal:
     def __init__(self, place: Path, about: str) -> None:
         self._place = place
         self.portions: dict[str, list[Outcome]] = {}
-        self.ran = b""
         lines = self._read()
         if lines and lines[0].get("about") == about:
             for line in lines[1:]:
-                if "ran" in line:
-                    self.ran = bytes.fromhex(line["ran"])
-                else:
-                    self.portions[line["portion"]] = [Outcome(**o) for o in line["outcomes"]]
+                self.portions[line["portion"]] = [Outcome(**o) for o in line["outcomes"]]
             # what was cut off is written again
             self._write([json.dumps(line) for line in lines], "w")
         else:
@@ -97,11 +97,6 @@ class Journal:
         self.portions[portion] = list(outcomes)
         self._write([json.dumps({"portion": portion, "outcomes": [asdict(o) for o in outcomes]})], "a")
 
-    def add_ran(self, ran: bytes) -> None:
-        """Keep what the unchanged image executes."""
-        self.ran = ran
-        self._write([json.dumps({"ran": ran.hex()})], "a")
-
 
 @functools.cache
 def _code() -> str:
@@ -117,6 +112,7 @@ def _code() -> str:
 class _Here:
     quick: Quick | None = None
     target: Target | None = None
+    parts: Sequence[Part] = ()
     chunks: list[tuple[Mutant, ...]] = field(default_factory=list)
     batches: list[tuple[Mutant, ...]] = field(default_factory=list)
 
@@ -124,24 +120,36 @@ class _Here:
 _here = _Here()
 
 
-def _quick() -> Quick:
-    if _here.quick is None:
+def _quick() -> tuple[Quick, Target]:
+    if _here.quick is None or _here.target is None:
         raise RuntimeError("for the workers of a mutation run")
-    return _here.quick
+    return _here.quick, _here.target
 
 
 def _chunk(number: int) -> tuple[str, list[Outcome]]:
-    return f"probe {number}", _quick().chunk(_here.chunks[number])
+    return f"probe {number}", _quick()[0].chunk(_here.chunks[number])
+
+
+def _ask_some(number: int) -> tuple[str, list[Outcome]]:
+    batch = _here.batches[number]
+    some = [p for p in _here.parts if p.context.name in FIRST]
+    # what passes here is asked again
+    return batch_name("ask some", batch), ask_all(*_quick(), batch, [replace(p, held=None) for p in some])
+
+
+def _ask(number: int) -> tuple[str, list[Outcome]]:
+    batch = _here.batches[number]
+    return batch_name("ask", batch), ask_all(*_quick(), batch, _here.parts, "closed")
 
 
 def _close(number: int) -> tuple[str, list[Outcome]]:
     batch = _here.batches[number]
-    return batch_name(batch), close(_quick(), batch)
+    return batch_name("close", batch), close(*_quick(), batch)
 
 
-def batch_name(batch: Sequence[Mutant]) -> str:
-    """A name for these mutants in one image."""
-    return "close " + hashlib.sha256("\n".join(m.name for m in batch).encode()).hexdigest()[:16]
+def batch_name(what: str, batch: Sequence[Mutant]) -> str:
+    """A name for doing ``what`` with these mutants in one image."""
+    return f"{what} " + hashlib.sha256("\n".join(m.name for m in batch).encode()).hexdigest()[:16]
 
 
 def first_finding(target: Target) -> tuple[Raw | None, str]:
@@ -155,42 +163,49 @@ def first_finding(target: Target) -> tuple[Raw | None, str]:
     return (raw[0] if raw else None), result.open_because
 
 
-def close(quick: Quick, batch: Sequence[Mutant]) -> list[Outcome]:
+def close(quick: Quick, target: Target, batch: Sequence[Mutant]) -> list[Outcome]:
     """Close the image with all of ``batch`` in it; those found are taken out until it passes."""
     left, done = list(batch), []
     while left:
         started = time.monotonic()
         raw, because = first_finding(quick.mutator.apply(tuple(left)))
         if raw is None and not because:
-            done += [Outcome(m.name, "passed", "closed") for m in left]
-            break
-        found = []
+            return done + [Outcome(m.name, "passed", "closed") for m in left]
+        group = Group(quick, target, members(quick, left))
         if raw is not None:
-            vectors = [v for v, name in enumerate(EVENTS) if raw.context.only in ("", name)]
-            found = [o for m in left if (o := quick.find_in(m, raw.context, vectors)) is not None]
+            group.ask(Part(raw.context, raw.finding.events[0].vector, closed=True), "closed")
+        found = group.found
         if not found and len(left) == 1:
             shown = f"IST{raw.finding.property:03d}" if raw else "not closed"
             found = [Outcome(left[0].name, "killed", "closed", shown, reason="" if raw else because)]
         if not found:
             half = len(left) // 2
-            return done + close(quick, left[:half]) + close(quick, left[half:])
+            return done + close(quick, target, left[:half]) + close(quick, target, left[half:])
         spent = (time.monotonic() - started) / len(found)
-        done += [
-            Outcome(o.name, o.status, o.by, o.property, o.schedule, o.reason, round(spent, 4)) for o in found
-        ]
+        done += [replace(o, seconds=round(spent, 4)) for o in found]
         names = {o.name for o in found}
         left = [m for m in left if m.name not in names]
     return done
 
 
 class _Watching(workers.Workers):
-    """Workers whose engines tell what they executed."""
+    """Workers whose engines tell what they executed in each certificate."""
 
-    ran: ClassVar[bytes] = b""
+    parts: ClassVar[list[Part]] = []
+    tried: ClassVar[Sequence[Sequence[int]]] = ()
+
+    def __init__(self, target: Target, count: int, candidates: Sequence[Sequence[int]] = ()) -> None:
+        super().__init__(target, count, candidates)
+        _Watching.tried = candidates
 
     def map(self, function: Callable[[Any], Any], tasks: Any) -> Iterator[Any]:
-        for answer, ran in super().map(functools.partial(_watched, function), tasks):
-            _Watching.ran = bytes(a | b for a, b in zip(self.ran, ran, strict=True)) if self.ran else ran
+        tasks = list(tasks)
+        answers = super().map(functools.partial(_watched, function), tasks)
+        for task, (answer, ran) in zip(tasks, answers, strict=False):
+            part = Part(
+                task.context, task.vector, closed=True, ran=ran, held=held(answer), others=task.others
+            )
+            self.parts.append(part)
             yield answer
 
 
@@ -199,15 +214,25 @@ def _watched(function: Callable[[Any], NativeResult], task: Any) -> tuple[Native
     return answer, workers.engine().ran()
 
 
-def what_runs(target: Target, count: int, listener: Listener) -> bytes:
-    """Close the unchanged ``target``: what was executed. Raises `ValueError` if it does not pass."""
-    _Watching.ran = b""
+def closed_parts(target: Target, count: int, listener: Listener) -> tuple[Part, ...]:
+    """Close the unchanged ``target``: the certificates that took, each with what it executed.
+    Raises `ValueError` if it does not pass."""
+    _Watching.parts = []
     result, raw = certify(target, workers=count, listener=listener, make=_Watching)
     if result.interrupted:
         raise KeyboardInterrupt
     if raw or not result.closed:
         raise ValueError(result.open_because or f"it has a finding, IST{raw[0].finding.property:03d}")
-    return _Watching.ran
+    parts, _Watching.parts = _Watching.parts, []
+    return tuple(parts)
+
+
+def what_ran(parts: Sequence[Part]) -> bytes:
+    """What any of ``parts`` executed."""
+    together = 0
+    for part in parts:
+        together |= int.from_bytes(part.ran, "little")
+    return together.to_bytes(len(parts[0].ran), "little")
 
 
 def run(
@@ -232,42 +257,59 @@ def run(
     )
     outcomes: dict[str, Outcome] = {}
     complete = False
+    ran = b""
     try:
-        if not journal.ran:
-            journal.add_ran(what_runs(target, count, listener))
-        _here.quick, _here.target = Quick(target, journal.ran), target
+        _here.parts = closed_parts(target, count, listener)
+        ran = what_ran(_here.parts)
+        _here.quick, _here.target = Quick(target, ran), target
+        _here.quick.engine.candidates(_Watching.tried)
         _here.chunks = chunks(mutants)
         names = [f"probe {i}" for i in range(len(_here.chunks))]
         for portion in _portions(journal, names, _chunk, count, "probing mutants", len(mutants), listener):
             outcomes |= by_name(portion)
-        undecided = ("argued", "certificate")
-        waiting = [
-            m for m in mutants if outcomes[m.name].status != "killed" and outcomes[m.name].by in undecided
-        ]
-        _here.batches = batches(_here.quick.mutator, waiting, MOST)
-        names = [batch_name(b) for b in _here.batches]
-        for portion in _portions(journal, names, _close, count, "closing survivors", len(waiting), listener):
-            outcomes |= {o.name: _closed(outcomes[o.name], o) for o in portion}
+        for what, work, stage in (
+            ("ask some", _ask_some, "certifying survivors, usual contexts"),
+            ("ask", _ask, "certifying survivors"),
+            ("close", _close, "closing survivors"),
+        ):
+            waiting = [m for m in mutants if _undecided(outcomes[m.name], what)]
+            _here.batches = batches(_here.quick.mutator, waiting, MOST)
+            names = [batch_name(what, b) for b in _here.batches]
+            for portion in _portions(journal, names, work, count, stage, len(waiting), listener):
+                outcomes |= {o.name: _after(outcomes[o.name], o) for o in portion}
         complete = True
     except KeyboardInterrupt:
         finished = (p for name, p in journal.portions.items() if name.startswith("probe "))
         outcomes = {o.name: o for portion in finished for o in portion} | outcomes
     finally:
         _here.quick = _here.target = None
+        _here.parts = ()
     skipped = tuple((n.why, n.count) for n in mutator.not_made())
-    executed = sum(1 for flag in journal.ran if flag & 1)
+    executed = sum(1 for flag in ran if flag & 1)
     return MutationRun(
         target.name, target.build_id, target.config, mutants, outcomes, skipped, executed, len(mutator.insns),
         complete, resumed, time.monotonic() - started,
     )  # fmt: skip
 
 
-def _closed(before: Outcome, after: Outcome) -> Outcome:
-    """The outcome after closing, of what was argued or not before."""
+def _undecided(outcome: Outcome, what: str) -> bool:
+    """Whether the step ``what`` is to look at it: found by none yet, and reached; for the last, not
+    yet part of an image that is closed."""
+    if what == "close":
+        return outcome.by in (OTHERWISE, f"argued; {OTHERWISE}")
+    return outcome.status == "passed" or (outcome.status == "equivalent" and outcome.by != "closed")
+
+
+def _after(before: Outcome, after: Outcome) -> Outcome:
+    """The outcome after a step, of what was argued or not before."""
     if after.status == "killed":
         return after
+    if after.by == OTHERWISE and before.reason:
+        return replace(before, by=f"argued; {OTHERWISE}")
+    if after.by != "closed":
+        return before if before.reason else after
     if before.reason:
-        return replace(before, status="equivalent", by="argued and closed")
+        return replace(before, by="argued and closed")
     return replace(before, status="survived", by="closed")
 
 

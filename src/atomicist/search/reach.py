@@ -20,9 +20,9 @@ from atomicist.isa.registers import REGISTERS
 from atomicist.machine.memory import WORD, Region
 from atomicist.machine.target import Target
 from atomicist.native.engine import NativeContext, NativeEvent, NativeResult
-from atomicist.native.tables import KEY_SLOTS
+from atomicist.native.tables import CR3_USER_PCID, KEY_SLOTS
 from atomicist.search.met import Group, Met, Way
-from atomicist.spec.contexts import USER_PCID_BIT, Context, from_key
+from atomicist.spec.contexts import Context, from_key
 
 _KEY = tuple(REGISTERS[name].slot for name in KEY_SLOTS if name != "RSP")
 _RSP, _RIP, _CS = (REGISTERS[name].slot for name in ("RSP", "RIP", "CS"))
@@ -149,7 +149,10 @@ class Reach:
         EXPOSED is set on the way.  Of RSP those of the SYSCALL gap."""
         values = {n: {c.registers[REGISTERS[n].slot] for c in start} for n in KEY_SLOTS}
         values["GSBASE"] = values["KERNEL_GSBASE"] = values["GSBASE"] | values["KERNEL_GSBASE"]
-        values["CR3"] |= {cr3 & ~(self._target.user_root_bit | USER_PCID_BIT) for cr3 in values["CR3"]}
+        if self._target.user_root_bit:
+            # the kernel's, where a context has the user's
+            user = self._target.user_root_bit | CR3_USER_PCID
+            values["CR3"] |= {cr3 & ~user for cr3 in values["CR3"]}
         if self._target.mitigation != "none":
             values["EXPOSED"] |= set(EXPOSED_VALUES)
         values["RSP"] = {c.registers[_RSP] for c in start if c.no_stack}

@@ -18,12 +18,14 @@ from atomicist.isa.delivery import KERNEL_CS, KERNEL_DS, USER_CS, USER_DS, VECTO
 from atomicist.isa.predictions import EXPOSED_ALL
 from atomicist.isa.registers import GPRS, REGISTERS, SLOTS
 from atomicist.isa.system import CR4_FSGSBASE
-from atomicist.machine.memory import RegionKind
+from atomicist.machine.memory import WORD, RegionKind
 from atomicist.machine.target import Target
 from atomicist.spec.events import EVENTS
 
 USER_GSBASE: Final = 0x0000_7F00_BA5E_0000
 USER_PCID_BIT: Final = 0x800
+OTHER_PCID: Final = 6
+"""Linux uses 1 to 6 (TLB_NR_DYN_ASIDS); 1, the kernel's of the other contexts, and 6 differ in each of the bits."""
 SPEC_CTRL_IBRS: Final = 1
 VARIED: Final = re.compile(r"\+(rsp|rip|gsbase)\.([0-9a-f]{1,16})\Z")
 """A register that `varied` has set, in a context's name."""
@@ -63,7 +65,7 @@ def _base(target: Target) -> dict[str, int]:
     values = {name: token(i) for i, name in enumerate(GPRS)}
     values |= {
         "CR0": 0x8005_0033, "CR2": 0x0BAD_CAFE_F00D, "CR4": CR4_FSGSBASE if target.fsgsbase else 0, "DR6": 0xFFFF_0FF0,
-        "DR7": 0x400, "TR_BASE": target.tr_base, "CPUNODE": 0, "FSBASE": 0x0000_7F11_F5BA_5E00,
+        "DR7": 0x400, "TR_BASE": target.tr_base, "CPUNODE": target.cpunode, "FSBASE": 0x0000_7F11_F5BA_5E00,
         "CR3": target.kernel_cr3, "CF": 1, "ZF": 1, "ID": 1, "IF": 1,
     }  # fmt: skip
     return values
@@ -105,7 +107,7 @@ def contexts(target: Target) -> tuple[Context, ...]:
         Context(name, about, _file(values), name.startswith("contradiction"), "gap" in name)
         for name, about, values in _rows(target)
     )
-    return (*plain, *_twice(target)) if target.claims else plain
+    return (*plain, *_twice(target), *_edges(target)) if target.claims else plain
 
 
 def _rows(target: Target) -> Iterator[tuple[str, str, dict[str, int]]]:
@@ -149,8 +151,7 @@ def _user_rows(target: Target) -> Iterator[tuple[str, str, dict[str, int]]]:
             )
     pcid = target.kernel_cr3 & 0xFFF
     if pcid:
-        # Linux uses 1 to 6 (TLB_NR_DYN_ASIDS); these two differ in each of the bits.
-        other = {"CR3": user["CR3"] ^ pcid | 6}
+        other = {"CR3": user["CR3"] ^ pcid | OTHER_PCID}
         yield "user-pcid-6", "user mode with the kernel's PCID being 6", user | other
     main = target.main_stack()
     if main is not None:
@@ -175,6 +176,16 @@ def _kernel_rows(target: Target) -> Iterator[tuple[str, str, dict[str, int]]]:
                 f"kernel mode on the {name} stack, {below:#x} bytes in use",
                 _kernel(target, region.top - below) | exposed,
             )
+        if name == "task":
+            yield from _near_rows(target, region.top - 0x208)
+            pcid = target.kernel_cr3 & 0xFFF
+            if pcid and target.user_root_bit:
+                other = {"CR3": target.kernel_cr3 ^ pcid | 2}
+                yield (
+                    "kernel-task-pcid-2",
+                    "kernel mode with PCID 2",
+                    _kernel(target, region.top - 0x208) | other,
+                )
     yield from _half_kernel_rows(target)
     main = target.main_stack()
     if main is None:
@@ -199,6 +210,15 @@ def _kernel_rows(target: Target) -> Iterator[tuple[str, str, dict[str, int]]]:
         )
 
 
+def _near_rows(target: Target, rsp: int) -> Iterator[tuple[str, str, dict[str, int]]]:
+    """Right before and right behind the atomic entries' text."""
+    for end, where, before in (("start", "before", 1), ("end", "behind", 0)):
+        at = target.symbols.get(f"__atomic_ist_text_{end}")
+        if at is not None:
+            values = _kernel(target, rsp) | {"RIP": at - before}
+            yield f"kernel-task-{where}", f"kernel mode, RIP right {where} the atomic entries' text", values
+
+
 def _half_kernel_rows(target: Target) -> Iterator[tuple[str, str, dict[str, int]]]:
     """On the entry stack, with CR3, GSBASE and SPEC_CTRL each the kernel's or the user's: on
     the way from user mode, by an exception, and back."""
@@ -206,7 +226,11 @@ def _half_kernel_rows(target: Target) -> Iterator[tuple[str, str, dict[str, int]
     if entry is None:
         return
     user, kernel = _user(target), _kernel(target, entry.top - 0x40)
-    sides = ({"CR3": user["CR3"]}, {"GSBASE": user["GSBASE"], "KERNEL_GSBASE": target.kernel_gsbase})
+    pcid = target.kernel_cr3 & 0xFFF
+    sides = (
+        {"CR3": user["CR3"] ^ pcid | OTHER_PCID if pcid else user["CR3"]},
+        {"GSBASE": user["GSBASE"], "KERNEL_GSBASE": target.kernel_gsbase},
+    )
     specs = {user["SPEC_CTRL"], kernel["SPEC_CTRL"]}
     for cr3 in range(2):
         for gs in range(2):
@@ -288,7 +312,7 @@ def _contradictions(target: Target) -> Iterator[tuple[str, str, dict[str, int]]]
                 _kernel(target, region.top - 0x100),
             )
     task = next((r for r in target.regions if r.kind is RegionKind.TASK_STACK), None)
-    for vector in ("NMI", "MC"):
+    for vector in EVENTS:
         gate = target.gates.get(vector)
         if task is not None and gate is not None:
             name = target.symbolize(gate.offset)
@@ -313,6 +337,37 @@ def _twice(target: Target) -> Iterator[Context]:
             f"contradiction-twice-{vector.lower()}", f"{vector} at the first instruction of its own entry",
             _file(inside), expect_df=True, only=vector,
         )  # fmt: skip
+
+
+def _edges(target: Target) -> Iterator[Context]:
+    """Contradictions at the first and the last place where there is one: the words of an IST
+    stack, the instructions of an entry up to its commit.  How a place is told from others does
+    not depend on the event, but for what lies at either end of all of them."""
+    stacks = [r for r in target.regions if r.kind is RegionKind.IST_STACK]
+    lowest, highest = min(r.bottom for r in stacks), max(r.top for r in stacks)
+    task = next((r for r in target.regions if r.kind is RegionKind.TASK_STACK), None)
+    for region in stacks:
+        for end, rsp in (("bottom", region.bottom), ("top", region.top - WORD)):
+            outer = region.bottom == lowest if end == "bottom" else region.top == highest
+            yield Context(
+                f"contradiction-rsp-{region.name}-{end}",
+                f"kernel mode with RSP at the {end} of {region.name} but RIP in no atomic entry",
+                _file(_kernel(target, rsp)), expect_df=True, only="" if outer else EVENTS[0],
+            )  # fmt: skip
+    names = [(f"__atomic_ist_{v.lower()}_text", f"atomic_ist_committed_{v.lower()}") for v in EVENTS]
+    known = target.symbols
+    texts = [(known[start], known[end]) for start, end in names if start in known and end in known]
+    for start, end in texts if task is not None else []:
+        inside = [va for va in target.insns if start <= va < end]
+        for name, va in (("first", min(inside)), ("last", max(inside))):
+            outer = start == min(texts)[0] if name == "first" else end == max(texts)[1]
+            where = target.symbolize(va)
+            yield Context(
+                f"contradiction-rip-{name}-{where}",
+                f"RIP at the {name} instruction of an atomic entry, {where}, but RSP on the task stack",
+                _file(_kernel(target, task.top - 0x208) | {"RIP": va}), expect_df=True,
+                only="" if outer else EVENTS[0],
+            )  # fmt: skip
 
 
 def varied(base: Context, values: Mapping[str, int]) -> Context:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,14 @@ from atomicist.tree.run import make
 IMAGE: Final = "arch/x86/boot/bzImage"
 STOCK_WARNINGS: Final = (r"objtool: __handle_intr_saferet(_alias)?\+0x[0-9a-f]+: RET before UNTRAIN",)
 """What 6.1.192 says of itself, without a line of ours in it."""
+
+STRICT: Final = "CONFIG_DEBUG_ENTRY=y\n"
+"""Makes objtool look at the whole image, for calls out of noinstr code and returns before UNTRAIN_RET. It
+also makes NMIs in the legacy entry longer, so kernels that are measured do not have it."""
+
+_UNRET: Final = ("tools/objtool/objtool", "--rethunk", "--unret", "--link", "--dry-run", "vmlinux.o")
+_DONE_BEFORE: Final = "file already has"
+_UNRET_LIMIT: Final = 300.0
 
 OBJECTS: Final = tuple(
     own.file.rsplit(".", 1)[0] + ".o"
@@ -55,11 +64,29 @@ def build(tree: Path, jobs: int, progress: Callable[[int, str], None]) -> Built:
             steps += 1
             progress(steps, words[-1])
 
-    found = make(tree, ["bzImage"], jobs=jobs, each=each)
+    found = (*make(tree, ["bzImage"], jobs=jobs, each=each), *_check_returns(tree))
     stock = tuple(line for line in found if any(re.search(known, line) for known in STOCK_WARNINGS))
     warnings = tuple(line for line in found if line not in stock)
-    atomic = "CONFIG_X86_ATOMIC_IST=y" in (tree / ".config").read_text(encoding="utf-8").splitlines()
-    return Built(tree / IMAGE, tree / "vmlinux", atomic, warnings, stock)
+    return Built(tree / IMAGE, tree / "vmlinux", _has(tree, "X86_ATOMIC_IST"), warnings, stock)
+
+
+def _has(tree: Path, option: str) -> bool:
+    return f"CONFIG_{option}=y" in (tree / ".config").read_text(encoding="utf-8").splitlines()
+
+
+def _check_returns(tree: Path) -> tuple[str, ...]:
+    """objtool's look at every path from an entry to a RET, which make takes only with `STRICT`."""
+    if _has(tree, "NOINSTR_VALIDATION") or not _has(tree, "CPU_UNRET_ENTRY"):
+        return ()
+    try:
+        done = subprocess.run(
+            _UNRET, cwd=tree, capture_output=True, text=True, check=False, timeout=_UNRET_LIMIT
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise TreeError(f"{tree}: cannot run {_UNRET[0]}: {error}") from None
+    if done.returncode:
+        raise TreeError(f"{tree}: {(done.stderr.strip().splitlines() or ['objtool failed'])[-1]}")
+    return tuple(line.strip() for line in done.stderr.splitlines() if _DONE_BEFORE not in line)
 
 
 def check_ours(tree: Path, jobs: int) -> tuple[str, ...]:

@@ -19,8 +19,9 @@ LOG: Final = "build.log"
 _QUIET_ENVIRONMENT: Final = {
     "LC_ALL": "C", "KBUILD_BUILD_TIMESTAMP": "2000-01-01",
     "KBUILD_BUILD_USER": "atomicist", "KBUILD_BUILD_HOST": "atomicist",
+    "CCACHE_NOHASHDIR": "true",
 }  # fmt: skip
-"""So that two builds of the same source are the same."""
+"""So that two builds of the same source are the same, and the second one is quick wherever its tree is."""
 
 
 def compiler() -> tuple[str, ...]:

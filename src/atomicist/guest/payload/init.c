@@ -5,11 +5,14 @@
  *
  *	hello			{"cpus": 2, "fsgsbase": 1, "version": "6.1.192"}
  *	start KINDS		a worker on each CPU; KINDS is a sum of 1 hold registers, 2 trace with TF,
- *				4 hardware breakpoints and watchpoints; "ok"
+ *				4 hardware breakpoints and watchpoints, 8 stay in system calls; "ok"
  *	stop			the workers end; their sums as JSON
  *	quiet			nothing more on the console, not even a panic
  *	count NMI|MCE		of /proc/interrupts, one number for each CPU, as a JSON array
  *	file PATH		the first 2000 bytes of a file, as a JSON string
+ *	write PATH TEXT		writes to a file; "ok"
+ *	chains NAME OFFSET MS	stays in system calls for so long; the first call chains that perf has taken of it,
+ *				where the kernel was at NAME + OFFSET, as JSON: [["0x1f", ...], ...]
  *	spin			never answers: a user context on CPU 0 that only runs in registers
  *	exit N			writes N to isa-debug-exit, which ends QEMU
  *
@@ -36,6 +39,7 @@
 #include <sys/utsname.h>
 #include <sys/wait.h>
 #include <termios.h>
+#include <time.h>
 #include <unistd.h>
 
 #define EXIT_PORT 0xf4
@@ -44,7 +48,7 @@
 #define TRACED 6
 #define HWCAP2_FSGSBASE 2
 
-enum { HOLD = 1, TRACE = 2, BREAK = 4 };
+enum { HOLD = 1, TRACE = 2, BREAK = 4, CALL = 8 };
 
 unsigned long hold_registers(unsigned long rounds);
 void breakpoint_here(void);
@@ -68,7 +72,7 @@ static int port;
 
 static void say(const char *format, ...)
 {
-	char line[4096];
+	char line[16384];
 	va_list args;
 	int n, at = 0;
 
@@ -146,6 +150,18 @@ static void use_breakpoints(struct tally *t, const int *fd, const int *pipes)
 	t->copies = counted(fd[3]);
 }
 
+/* A long system call, nearly all of it in the kernel. */
+static void stay_in_the_kernel(void)
+{
+	static char text[65536];
+	int fd = open("/proc/kallsyms", O_RDONLY);
+
+	while (fd >= 0 && read(fd, text, sizeof(text)) > 0)
+		;
+	if (fd >= 0)
+		close(fd);
+}
+
 static void work(int cpu, int kinds)
 {
 	struct tally *t = &tallies[cpu];
@@ -192,6 +208,8 @@ static void work(int cpu, int kinds)
 		}
 		if (kinds & BREAK)
 			use_breakpoints(t, fd, pipes);
+		if (kinds & CALL)
+			stay_in_the_kernel();
 	}
 	_exit(0);
 }
@@ -316,6 +334,89 @@ static void show(const char *path)
 		say("\"%s\"", text);
 }
 
+static void put(char *line)
+{
+	char *text = strchr(line, ' ');
+	int fd, n = -1;
+
+	if (text)
+		*text++ = 0;
+	fd = open(line, O_WRONLY);
+	if (fd >= 0 && text)
+		n = write(fd, text, strlen(text));
+	if (fd >= 0)
+		close(fd);
+	say(n > 0 ? "\"ok\"" : "null");
+}
+
+#define RING 65536
+#define SHOWN_CHAINS 16
+
+/* perf_event_open(2): a header, then what is asked for, here the number of addresses and the addresses. */
+static void show_chains(const char *ring)
+{
+	const struct perf_event_mmap_page *control = (const void *)ring;
+	const char *data = ring + 4096;
+	unsigned long head = __atomic_load_n(&control->data_head, __ATOMIC_ACQUIRE), at = 0;
+	char text[16000] = "";
+	int n = 0, chains = 0;
+
+	while (at + 16 <= head && head <= RING && chains < SHOWN_CHAINS) {
+		const struct perf_event_header *header = (const void *)(data + at);
+		const unsigned long *words = (const void *)(header + 1);
+
+		if (!header->size)
+			break;
+		if (header->type == PERF_RECORD_SAMPLE && words[0] < 40) {
+			n += snprintf(text + n, sizeof(text) - n, "%s[", chains++ ? ", " : "");
+			for (unsigned long i = 0; i < words[0]; i++)
+				n += snprintf(text + n, sizeof(text) - n, "%s\"%#lx\"", i ? ", " : "", words[1 + i]);
+			n += snprintf(text + n, sizeof(text) - n, "]");
+		}
+		at += header->size;
+	}
+	say("[%s]", text);
+}
+
+static void take_chains(char *function)
+{
+	struct perf_event_attr attr = {
+		.size = sizeof(attr), .sample_period = 1, .sample_type = PERF_SAMPLE_CALLCHAIN,
+		.kprobe_func = (unsigned long)function,
+	};
+	FILE *type = fopen("/sys/bus/event_source/devices/kprobe/type", "r");
+	char *argument = strchr(function, ' '), *ring;
+	struct timespec now, end;
+	unsigned long offset, ms;
+	int fd;
+
+	if (argument)
+		*argument++ = 0;
+	if (!type || fscanf(type, "%u", &attr.type) != 1 || !argument ||
+	    sscanf(argument, "%lu %lu", &offset, &ms) != 2) {
+		say("null");
+		return;
+	}
+	fclose(type);
+	attr.probe_offset = offset;
+	fd = syscall(SYS_perf_event_open, &attr, 0, -1, -1, 0);
+	ring = mmap(0, 4096 + RING, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (fd < 0 || ring == MAP_FAILED) {
+		say("\"%s\"", strerror(errno));
+		return;
+	}
+	clock_gettime(CLOCK_MONOTONIC, &end);
+	end.tv_sec += ms / 1000;
+	do {
+		stay_in_the_kernel();
+		clock_gettime(CLOCK_MONOTONIC, &now);
+	} while (now.tv_sec <= end.tv_sec);
+	ioctl(fd, PERF_EVENT_IOC_DISABLE, 0);
+	show_chains(ring);
+	munmap(ring, 4096 + RING);
+	close(fd);
+}
+
 static void hello(void)
 {
 	struct utsname name;
@@ -345,6 +446,10 @@ static void obey(char *line)
 		count(argument);
 	else if (!strcmp(line, "file") && argument)
 		show(argument);
+	else if (!strcmp(line, "write") && argument)
+		put(argument);
+	else if (!strcmp(line, "chains") && argument)
+		take_chains(argument);
 	else if (!strcmp(line, "spin"))
 		spin_forever();
 	else if (!strcmp(line, "exit") && argument)

@@ -221,8 +221,20 @@ EXPORT int atomicist_enumerate(struct search *s, const u64 *regs, u32 budget, u3
 	s->stop = stop;
 	s->limit = limit;
 	s->m->code = run;
+	s->alone = false;
 	s->broken_slot = NSLOTS;
 	return enumerate(s, regs, expect_df, no_stack);
+}
+
+/* One schedule, as it is: an enum status. */
+EXPORT int atomicist_follow(struct search *s, const u64 *regs, u32 expect_df, u32 no_stack,
+			    const struct event *events, u32 n, const struct compiled *run)
+{
+	fresh(s);
+	s->m->code = run;
+	s->alone = true;
+	s->broken_slot = NSLOTS;
+	return follow_schedule(s, regs, expect_df, no_stack, events, n);
 }
 
 EXPORT void atomicist_totals(const struct search *s, struct totals *t)

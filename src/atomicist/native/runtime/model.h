@@ -116,6 +116,7 @@ struct image {
 	u32 exit_bytes;		/* of the entry stack, below who is on it */
 	u32 max_steps;
 	u32 ibrs;
+	u32 call_alignment;	/* of RSP + 8, where a handler starts */
 };
 
 /* One write that can be taken back. */

@@ -257,23 +257,43 @@ static int check_frame(struct machine *m, struct instance *in, u64 regs, bool fi
 	return report(m, P_HANDLER_CONTEXT, regs, bad, bad_expected, bad_found);
 }
 
+/* What the handler's CR3 was compared in, if it is still the first context's; else all of it. */
+static void same_tables(struct machine *m)
+{
+	u64 cr3 = m->r[REG_CR3], mask = CR3_COMPARED | (m->im->user_root_bit ? CR3_USER_PCID : 0);
+	u32 node = leaf(m, REG_CR3);
+
+	if (is_origin(m, node, REG_CR3)) {
+		require(m, mk_node(m, CODE_INT_AND, 8, node, 0, 8, 0, mask, 8, cr3 & mask), cr3 & mask);
+	} else {
+		require(m, node, cr3);
+		require_origin(m, REG_CR3, m->inst[0].x[REG_CR3]);
+	}
+}
+
 static int check_environment(struct machine *m, const struct instance *in)
 {
 	struct region *reg = region_of(m, m->r[REG_RSP]);
 	const u64 expected[] = { m->im->kernel_gsbase, m->im->kernel_cr3, 0, 0 };
 	const u32 slots[] = { REG_GSBASE, REG_CR3, REG_AC, REG_DF };
+	const u64 unaligned = m->im->call_alignment - 1;
+	u64 pcid;
 
 	for (u32 i = 0; i < 4; i++) {
-		u64 kept = slots[i] == REG_CR3 ? CR3_COMPARED : ~0ull, found = m->r[slots[i]] & kept;
-		u32 node = m->shadow ? leaf(m, slots[i]) : 0;
+		u64 found = m->r[slots[i]] & (slots[i] == REG_CR3 ? CR3_COMPARED : ~0ull);
 
-		if (node && ~kept)
-			node = mk_node(m, CODE_INT_AND, 8, node, m->r[slots[i]], 8, 0, kept, 8, found);
-		if (m->shadow)
-			require(m, node, found);
-		if (found != (expected[i] & kept))
+		if (m->shadow && slots[i] != REG_CR3)
+			require(m, leaf(m, slots[i]), m->r[slots[i]]);
+		if (found != (expected[i] & (slots[i] == REG_CR3 ? CR3_COMPARED : ~0ull)))
 			return report(m, P_ENVIRONMENT, m->pc, slots[i], expected[i], m->r[slots[i]]);
 	}
+	/* the PCID stays: with another's, what the handler's accesses leave in the TLB is wrong */
+	pcid = m->inst[0].x[REG_CR3] & CR3_PCID & ~(m->im->user_root_bit ? CR3_USER_PCID : 0);
+	if (m->shadow)
+		same_tables(m);
+	if ((m->r[REG_CR3] & CR3_PCID) != pcid)
+		return report(m, P_ENVIRONMENT, m->pc, REG_CR3, (m->im->kernel_cr3 & CR3_COMPARED) | pcid,
+			      m->r[REG_CR3]);
 	if (m->im->ibrs) {
 		if (m->shadow)
 			require(m, leaf(m, REG_SPEC_CTRL), m->r[REG_SPEC_CTRL]);
@@ -281,6 +301,11 @@ static int check_environment(struct machine *m, const struct instance *in)
 			return report(m, P_ENVIRONMENT, m->pc, REG_SPEC_CTRL, m->im->kernel_spec_ctrl,
 				      m->r[REG_SPEC_CTRL]);
 	}
+	/* on the main stack it could not */
+	if (m->shadow && in == m->inst)
+		require_origin(m, REG_CS, in->x[REG_CS]);
+	if (user(in->x) && reg && reg->kind == MAIN_STACK)
+		return report(m, P_ENVIRONMENT, m->pc, REG_RSP, 0, m->r[REG_RSP]);
 	/* where a handler may change tasks: the kernel saves as the user's GSBASE what it finds there */
 	if (user(in->x) && reg && reg->kind == TASK_STACK) {
 		if (m->r[REG_KERNEL_GSBASE] != in->x[REG_GSBASE])
@@ -299,7 +324,7 @@ static int check_environment(struct machine *m, const struct instance *in)
 		u32 node = leaf(m, REG_RSP);
 
 		require_address(m, node, rsp);
-		require(m, mk_node(m, CODE_INT_AND, 8, node, 0, 8, 0, 7, 8, rsp & 7), rsp & 7);
+		require(m, mk_node(m, CODE_INT_AND, 8, node, 0, 8, 0, unaligned, 8, rsp & unaligned), rsp & unaligned);
 		if (reg && reg->kind == MAIN_STACK) {
 			u64 limit = reg->bottom + m->im->reserve - 32;
 
@@ -307,8 +332,8 @@ static int check_environment(struct machine *m, const struct instance *in)
 		}
 	}
 	/* Linux keeps stacks aligned to 8 bytes only (-mpreferred-stack-boundary=3) */
-	if (m->r[REG_RSP] & 7)
-		return report(m, P_ENVIRONMENT, m->pc, REG_RSP, 0, m->r[REG_RSP] & 7);
+	if ((m->r[REG_RSP] + 8) & unaligned)
+		return report(m, P_ENVIRONMENT, m->pc, REG_RSP, 0, (m->r[REG_RSP] + 8) & unaligned);
 	if (!reg)
 		return report(m, P_ENVIRONMENT, m->pc, REG_RSP, 0, m->r[REG_RSP]);
 	if (reg->kind == MAIN_STACK) {

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What is taken for the truth about a stack trace, and what is called wrong in one."""
+
+from atomicist.guest.traces import CallStack, _unbalanced
+
+
+def run(*steps: tuple[int, int, int, int, int]) -> list[int]:
+    """Steps as (RIP, RSP, RIP then, RSP then, the word at that RSP)."""
+    stack = CallStack()
+    for rip, rsp, now_rip, now_rsp, word in steps:
+        stack.step(rip, rsp, now_rip, now_rsp, lambda word=word: word)  # type: ignore[misc]
+    return stack.addresses
+
+
+def test_a_call_pushes_and_a_return_takes() -> None:
+    outer, inner = (0x1000, 0x800, 0x2000, 0x7F8, 0x1005), (0x2000, 0x7F8, 0x3000, 0x7F0, 0x2005)
+    assert run(outer, inner) == [0x2005, 0x1005]
+    assert run(outer, inner, (0x3000, 0x7F0, 0x2005, 0x7F8, 0)) == [0x1005]
+
+
+def test_a_push_is_no_call() -> None:
+    assert run((0x1000, 0x800, 0x1001, 0x7F8, 0x1001)) == []
+
+
+def test_a_tail_call_leaves_the_return_address() -> None:
+    outer = (0x1000, 0x800, 0x2000, 0x7F8, 0x1005)
+    assert run(outer, (0x2000, 0x7F8, 0x5000, 0x7F8, 0x1005)) == [0x1005]
+
+
+def test_a_retpoline_returns_elsewhere() -> None:
+    outer, call = (0x1000, 0x800, 0x2000, 0x7F8, 0x1005), (0x2000, 0x7F8, 0x2010, 0x7F0, 0x2005)
+    assert run(outer, call, (0x2014, 0x7F0, 0x9000, 0x7F8, 0)) == [0x1005]
+
+
+def test_a_return_address_that_was_moved_is_taken() -> None:
+    outer, call = (0x1000, 0x800, 0x2000, 0x7F8, 0x1005), (0x2000, 0x7F8, 0x3000, 0x7F0, 0x2005)
+    assert run(outer, call, (0x3001, 0x780, 0x2005, 0x788, 0)) == [0x1005]
+
+
+def test_a_switch_to_another_stack_is_no_return() -> None:
+    outer = (0x1000, 0x800, 0x2000, 0x7F8, 0x1005)
+    assert run(outer, (0x2000, 0x7F8, 0x2003, 0x90000, 0)) == [0x1005]
+
+
+def test_a_stack_that_is_not_left_is_named() -> None:
+    assert _unbalanced([" <IST>", " <TASK>", " </TASK>"]) == ["<IST> is not left"]
+    assert _unbalanced([" <IST>", " </IST>", " <TASK>", " </TASK>"]) == []
+    assert _unbalanced([" </IST>"]) == ["</IST> ends what has not begun"]
