@@ -336,8 +336,8 @@ static __always_inline __copies copy(struct pt_regs *regs,
 	const unsigned long area = (unsigned long)(regs + 1) - offset;
 	const unsigned long slot = area + ATOMIC_IST_MAIN_TOP - ATOMIC_IST_PTREGS_SIZE;
 
-	if (within(regs->sp, area + ATOMIC_IST_PADS_BOTTOM,
-		   ATOMIC_IST_MAIN_TOP - ATOMIC_IST_PADS_BOTTOM) ||
+	if (within(regs->sp, area + ATOMIC_IST_NEAR_BOTTOM,
+		   ATOMIC_IST_MAIN_TOP - ATOMIC_IST_NEAR_BOTTOM) ||
 	    within_text(regs->ip, __atomic_ist_text_start, __atomic_ist_text_end))
 		WALK(regs, vector, offset);
 
@@ -393,6 +393,11 @@ static __always_inline __copies walk(struct pt_regs *regs,
 				   ATOMIC_IST_MAIN_TOP - ATOMIC_IST_MAIN_BOTTOM +
 				   ATOMIC_IST_MAIN_GUARD))
 				base = sp & ~15UL;
+#if ATOMIC_IST_EXIT_SIZE
+			/* If CR3 is the user's, the way back leads over the entry stack. */
+			if (within(sp, area + ATOMIC_IST_ENTRY_STACK_BOTTOM, ATOMIC_IST_EXIT_SIZE))
+				DOUBLE_FAULT(vector, overflow, regs);
+#endif
 			break;
 		}
 
@@ -483,6 +488,46 @@ ATOMIC_IST_FOR_EACH_VECTOR(X)
  * for the IRET. Reached by JMP. Once IBRS is clear there must be no RET, and once GSBASE is
  * not the kernel's no per-CPU data.
  */
+#if ATOMIC_IST_EXIT_SIZE
+/* What is left to do on the entry stack once CR3 is the user's: POP RAX, IRET. */
+struct atomic_ist_exit {
+	unsigned long ax;
+	unsigned long ip;
+	unsigned long cs;
+	unsigned long flags;
+	unsigned long sp;
+	unsigned long ss;
+};
+
+/*
+ * The main stack is in the kernel's page table only, so to a context that had the user's CR3
+ * the way leads over the entry stack: below what that context has there itself, for which
+ * walk() has seen to room; or at its top, where RSP is elsewhere, in the SYSCALL gap. In the gap
+ * RSP is what the user says, which may well be an address of the entry stack.
+ *
+ * While this is written CR3 is the kernel's, and whoever interrupts a context with the
+ * kernel's CR3 leaves the entry stack alone. Once CR3 is the user's, RSP protects it.
+ */
+static __always_inline struct atomic_ist_exit *prepare_exit(struct pt_regs *regs)
+{
+	const unsigned long top = entry_stack_top(), sp = regs->sp;
+	struct atomic_ist_exit *exit = (struct atomic_ist_exit *)top - 1;
+
+	BUILD_BUG_ON(sizeof(*exit) != ATOMIC_IST_EXIT_SIZE);
+
+	if (within(sp, top - ATOMIC_IST_ENTRY_STACK_SIZE, ATOMIC_IST_ENTRY_STACK_SIZE) &&
+	    !ip_within_syscall_gap(regs))
+		exit = (struct atomic_ist_exit *)sp - 1;
+	COPY(exit, regs, ax);
+	COPY(exit, regs, ip);
+	COPY(exit, regs, cs);
+	COPY(exit, regs, flags);
+	COPY(exit, regs, sp);
+	COPY(exit, regs, ss);
+	return exit;
+}
+#endif
+
 __atomic_ist_exit_text __noreturn void atomic_ist_restore(struct atomic_ist_save3 *saved);
 __atomic_ist_exit_text __noreturn void atomic_ist_restore(struct atomic_ist_save3 *saved)
 {
@@ -490,13 +535,20 @@ __atomic_ist_exit_text __noreturn void atomic_ist_restore(struct atomic_ist_save
 
 	if (ATOMIC_IST_IBRS)
 		wrmsr(MSR_SPEC_CTRL, READ_ONCE(saved->spec_ctrl));
-#if CONFIG_PAGE_TABLE_ISOLATION
+#if ATOMIC_IST_EXIT_SIZE
 	if (READ_ONCE(saved->cr3) & CR3_USER_PGTABLE) {
+		struct pt_regs *regs = (struct pt_regs *)(saved + 1);
 		unsigned long cr3 = READ_ONCE(saved->cr3);
 
 		if (ATOMIC_IST_PCID && !take_user_pcid_flush(cr3 & CR3_KERNEL_PCID_MASK))
 			cr3 |= CR3_NOFLUSH;
-		write_cr3(cr3);
+		/* These two are popped into RAX and, last of all, RSP. */
+		WRITE_ONCE(regs->orig_ax, (unsigned long)prepare_exit(regs));
+		WRITE_ONCE(regs->ax, cr3);
+		write_gsbase(gsbase);
+		asm volatile(ATOMIC_IST_JUMP_HINT "jmp atomic_ist_leave"
+			     : : "D" (saved) : "memory");
+		__builtin_unreachable();
 	}
 #endif
 	write_gsbase(gsbase);

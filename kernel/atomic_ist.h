@@ -123,6 +123,18 @@
 #define ATOMIC_IST_SLOT_SIZE		176
 #endif
 
+/*
+ * Variant 3: the main stack need not be in the user's page table. What an entry needs of the entry
+ * stack, which is, to leave for a context that had the user's CR3. Contexts near our stacks begin there.
+ */
+#if ATOMIC_IST_KERNELIZE && CONFIG_PAGE_TABLE_ISOLATION
+#define ATOMIC_IST_EXIT_SIZE		48
+#define ATOMIC_IST_NEAR_BOTTOM		ATOMIC_IST_ENTRY_STACK_BOTTOM
+#else
+#define ATOMIC_IST_EXIT_SIZE		0
+#define ATOMIC_IST_NEAR_BOTTOM		ATOMIC_IST_PADS_BOTTOM
+#endif
+
 /* What aligns RSP to 16 bytes for a call below a frame. */
 #define ATOMIC_IST_CALL_PADDING		(ATOMIC_IST_SLOT_SIZE - ATOMIC_IST_FRAME_SIZE)
 

@@ -56,14 +56,8 @@
 #include "atomic_ist_vector.S"
 
 #if ATOMIC_IST_KERNELIZE
-/*
- * CR3, GSBASE and SPEC_CTRL are the interrupted kernel context's. RDI points to where they
- * were saved, below its pt_regs.
- */
-	.section .entry.text.atomic_ist.exit, "ax"
-SYM_CODE_START(atomic_ist_restored)
-	leaq	ATOMIC_IST_SAVE3_SIZE(%rdi), %rsp
-	UNWIND_HINT_REGS
+/* The general registers of the pt_regs at RSP; RSP behind them. */
+.macro POP_REGISTERS
 	popq	%r15
 	popq	%r14
 	popq	%r13
@@ -79,8 +73,38 @@ SYM_CODE_START(atomic_ist_restored)
 	popq	%rdx
 	popq	%rsi
 	popq	%rdi
+.endm
+
+/*
+ * CR3, GSBASE and SPEC_CTRL are the interrupted kernel context's. RDI points to where they
+ * were saved, below its pt_regs.
+ */
+	.section .entry.text.atomic_ist.exit, "ax"
+SYM_CODE_START(atomic_ist_restored)
+	leaq	ATOMIC_IST_SAVE3_SIZE(%rdi), %rsp
+	UNWIND_HINT_REGS
+	POP_REGISTERS
 	addq	$8, %rsp
 	UNWIND_HINT_IRET_REGS
 	iretq
 SYM_CODE_END(atomic_ist_restored)
+
+#if ATOMIC_IST_EXIT_SIZE
+/*
+ * As before, but for CR3, which will be the user's. In place of RAX is the value for CR3, and in
+ * place of the error code the address on the entry stack, where RAX is, and a frame for IRET. The
+ * main stack is left in one instruction, and only then is it no longer mapped.
+ */
+SYM_CODE_START(atomic_ist_leave)
+	leaq	ATOMIC_IST_SAVE3_SIZE(%rdi), %rsp
+	UNWIND_HINT_EMPTY
+	POP_REGISTERS
+	popq	%rsp
+	UNWIND_HINT_IRET_REGS offset=8
+	movq	%rax, %cr3
+	popq	%rax
+	UNWIND_HINT_IRET_REGS
+	iretq
+SYM_CODE_END(atomic_ist_leave)
+#endif
 #endif

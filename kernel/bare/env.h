@@ -30,8 +30,14 @@
 #define AREA_DB				9
 #define AREA_MC				11
 #define AREA_VC				13
+#if ATOMIC_IST_KERNELIZE
+/* Variant 3: the main stack is at a distance of it, and mapped by the kernel's page table only. */
+#define AREA_END			15
+#define AREA_MAIN			24
+#else
 #define AREA_MAIN			15
 #define AREA_END			18
+#endif
 
 #define ATOMIC_IST_STACK_SIZE		PAGE_SIZE
 #define ATOMIC_IST_PADS_BOTTOM		(AREA_NMI * PAGE_SIZE)
@@ -43,6 +49,8 @@
 #define ATOMIC_IST_MAIN_BOTTOM		(AREA_MAIN * PAGE_SIZE)
 #define ATOMIC_IST_MAIN_TOP		((AREA_MAIN + 2) * PAGE_SIZE)
 #define ATOMIC_IST_RESERVE		512
+#define ATOMIC_IST_ENTRY_STACK_SIZE	PAGE_SIZE
+#define ATOMIC_IST_ENTRY_STACK_BOTTOM	(AREA_ENTRY_STACK * PAGE_SIZE)
 
 /* Offsets in struct pt_regs. */
 #define R15				0
@@ -172,8 +180,10 @@ struct cpu_entry_area {
 	char mc_stack[ATOMIC_IST_STACK_SIZE];
 	char vc_guard[PAGE_SIZE];
 	char vc_stack[ATOMIC_IST_STACK_SIZE];
+#if !ATOMIC_IST_KERNELIZE
 	char main_guard[ATOMIC_IST_MAIN_GUARD];
 	char main_stack[2 * PAGE_SIZE];
+#endif
 	char end_guard[PAGE_SIZE];
 };
 
@@ -187,7 +197,9 @@ AREA_CHECK(nmi_stack, AREA_NMI);
 AREA_CHECK(db_stack, AREA_DB);
 AREA_CHECK(mc_stack, AREA_MC);
 AREA_CHECK(vc_stack, AREA_VC);
+#if !ATOMIC_IST_KERNELIZE
 AREA_CHECK(main_stack, AREA_MAIN);
+#endif
 _Static_assert(sizeof(struct cpu_entry_area) == AREA_END * PAGE_SIZE, "area");
 
 extern char entry_SYSCALL_64[], entry_SYSCALL_64_safe_stack[];
@@ -247,6 +259,15 @@ static __always_inline unsigned long kernel_gsbase(void)
 	asm volatile("movq __per_cpu_offset(, %1, 8), %0"
 		     : "=r" (base) : "r" ((unsigned long)(cpu & 0xfff)) : "memory");
 	return base;
+}
+
+/* The top of the stack by which the user's page table is left and entered. Needs the kernel's GSBASE. */
+static __always_inline unsigned long entry_stack_top(void)
+{
+	unsigned long top;
+
+	asm volatile("movq %%gs:cpu_tss_sp0, %0" : "=r" (top) : : "memory");
+	return top;
 }
 
 /* Needs the kernel's GSBASE. */

@@ -10,10 +10,11 @@ import pytest
 
 from atomicist.cli.main import main
 from atomicist.crosscheck import engines
+from atomicist.crosscheck.document import markdown
 from atomicist.crosscheck.engines import Host, MissingError, Native, import_unicorn
 from atomicist.crosscheck.forms import BAD, Form, form_of, forms
 from atomicist.crosscheck.generate import Generator
-from atomicist.crosscheck.run import Kept, Options, compare_forms, crosscheck, key_of, spread
+from atomicist.crosscheck.run import FormResult, Kept, Options, compare_forms, crosscheck, key_of, spread
 from atomicist.image.bare import BareConfig, build, kernel_source, load
 from atomicist.isa.arithmetic import PURE
 from atomicist.isa.ir import Code
@@ -162,6 +163,19 @@ def test_two_workers_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
         for n in (1, 2)
     )
     assert one == two
+
+
+def test_the_document_says_what_was_compared_and_what_differs() -> None:
+    alone = FormResult("hlt", 1, 1, ["b"], 50, 0, 50, 50, alone=engines.NO_OPINION["hlt"])
+    wrong = FormResult("add", 2, 9, ["a", "b"], 50, 50, 0, 50, 50, 40, mismatches=1, words=["add x: differs"])
+    options = Options(states=50, reference=50)
+    text = markdown([wrong, alone], options, {"processor": "some"}, complete=False)
+    assert "| mismatches | 1 |" in text
+    assert "- add x: differs" in text
+    assert "| `add` | 2 of 9 | 50 | 50 | 50 | 40 | 0 | 1 |" in text
+    assert f"- `hlt`: {engines.NO_OPINION['hlt']}" in text
+    assert "was cut short" in text
+    assert "was cut short" not in markdown([alone], options, {}, complete=True)
 
 
 def test_unicorn_missing_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

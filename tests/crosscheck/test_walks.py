@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Whole runs: schedules end the same on the reference interpreter, in the native model and in Unicorn."""
 
+import ctypes as c
 import functools
 import re
 from collections.abc import Sequence
@@ -15,9 +16,11 @@ from atomicist.crosscheck.walks import Ending, Event, pairs, schedule
 from atomicist.image import specimens, vmlinux
 from atomicist.image.bare import BareConfig, build, kernel_source, load
 from atomicist.machine.target import Target
+from atomicist.native import codegen
 from atomicist.native.build import cache_dir
 from atomicist.native.engine import Engine
 from atomicist.search.replay import Timed, find_context, replay_timed
+from atomicist.spec.contexts import Context
 from atomicist.spec.events import ERROR_TOKEN, EVENTS
 from atomicist.spec.properties import CODES, PROPERTIES
 from tests.debian_kernel import fetched
@@ -38,48 +41,73 @@ def target(name: str) -> Target:
     return specimens.load(specimens.find(name), config, cache_dir())
 
 
+@functools.cache
+def start_of(name: str, context: str) -> Context:
+    """The start context."""
+    return find_context(target(name), context)
+
+
 def reference(name: str, context: str, events: Sequence[Event]) -> Ending:
     """How the reference interpreter ends it."""
     timed = [Timed(e.vector, e.steps) for e in events]
-    verdict = replay_timed(target(name), find_context(target(name), context), timed).verdict
+    verdict = replay_timed(target(name), start_of(name, context), timed, traced=False).verdict
     return Ending(verdict.property, verdict.outcome)
 
 
-def native(name: str, context: str, first: str) -> dict[tuple[Event, ...], str]:
-    """The native model's findings among all schedules of two events."""
-    start = find_context(target(name), context)
-    with Engine(target(name), CODES, EVENTS, ERROR_TOKEN, MAX_STEPS) as engine:
-        found = engine.enumerate(
-            start.registers, budget=2, offered=(1 << len(EVENTS)) - 1, first=1 << EVENTS.index(first),
-            expect_df=start.expect_df, no_stack=start.no_stack,
-        )  # fmt: skip
+@functools.cache
+def engine(name: str) -> tuple[Engine, c.c_void_p | None]:
+    """The native model of it, and its compiled code."""
+    made = Engine(target(name), CODES, EVENTS, ERROR_TOKEN, MAX_STEPS)
+    return made, codegen.compiled(target(name), CODES, EVENTS, ERROR_TOKEN).address
+
+
+def native(name: str, context: str, events: Sequence[Event]) -> str | None:
+    """What the native model finds in one schedule, "" if nothing; None: it is none."""
+    start, (model, code) = start_of(name, context), engine(name)
+    found = model.follow(
+        start.registers, [(EVENTS.index(e.vector), e.steps) for e in events], expect_df=start.expect_df,
+        no_stack=start.no_stack, run=code,
+    )  # fmt: skip
+    return None if found is None else f"IST{found:03}" if found else ""
+
+
+def enumerated(name: str, context: str, first: str) -> dict[tuple[Event, ...], str]:
+    """The native search's findings among all schedules of two events."""
+    start, (model, code) = start_of(name, context), engine(name)
+    found = model.enumerate(
+        start.registers, budget=2, offered=(1 << len(EVENTS)) - 1, first=1 << EVENTS.index(first),
+        expect_df=start.expect_df, no_stack=start.no_stack, run=code,
+    )  # fmt: skip
     return {
         tuple(Event(EVENTS[e.vector], e.steps) for e in f.events): f"IST{f.property:03}"
         for f in found.findings
     }
 
 
-def compare(name: str, context: str, first: str, every: int) -> tuple[int, int]:
-    """Compare a share of the pairs; how many there were, and how many findings."""
-    start = find_context(target(name), context)
-    walked = dict(pairs(target(name), start, first, every=every))
-    wrong = []
-    for events, ending in walked.items():
-        theirs = reference(name, context, events)
-        if ending != theirs:
-            wrong.append(f"{events}: {ending}, reference {theirs}")
-    assert not wrong, wrong[:5]
+def differences(name: str, context: str, events: Sequence[Event], ending: Ending) -> list[str]:
+    """Where the reference interpreter or the native model end a schedule otherwise than Unicorn."""
+    theirs, model = reference(name, context, events), native(name, context, events)
+    said = f"{name} {context} {' '.join(f'{e.vector}+{e.steps}' for e in events)}: {ending}"
+    wrong = [f"{said}, reference {theirs}"] if ending != theirs else []
+    return wrong + ([f"{said}, native {model!r}"] if ending.property != model else [])
+
+
+def compare(name: str, context: str, first: str, every: int) -> tuple[int, int, list[str]]:
+    """Compare a share of the pairs; how many there were, how many findings, and what differs."""
+    walked = dict(pairs(target(name), start_of(name, context), first, every=every))
+    wrong = [w for events, ending in walked.items() for w in differences(name, context, events, ending)]
     findings = {events: e.property for events, e in walked.items() if e.property}
-    known = native(name, context, first)
+    known = enumerated(name, context, first)
     here = {events: p for events, p in known.items() if all(e.steps % every == 0 for e in events)}
     if target(name).claims:
         # the native search follows equal committed states once; what it has is what there is
-        assert here.items() <= findings.items()
-        assert set(here.values()) == set(findings.values())
+        good = here.items() <= findings.items() and set(here.values()) == set(findings.values())
     else:
-        assert here == findings
+        good = here == findings
+    if not good:
+        wrong.append(f"{name} {context} {first}: the native search has {here}, Unicorn {findings}")
     assert set(findings.values()) <= set(PROPERTIES)
-    return len(walked), len(findings)
+    return len(walked), len(findings), wrong
 
 
 @pytest.mark.parametrize(("name", "context", "first", "every"), [
@@ -87,51 +115,50 @@ def compare(name: str, context: str, first: str, every: int) -> tuple[int, int]:
     ("debian", "kernel-task", "MC", 40),
 ])  # fmt: skip
 def test_two_events(name: str, context: str, first: str, every: int) -> None:
-    count, _ = compare(name, context, first, every)
+    count, _, wrong = compare(name, context, first, every)
+    assert not wrong
     assert count > 4
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("first", EVENTS)
-@pytest.mark.parametrize("context", ["user", "kernel-task"])
-@pytest.mark.parametrize("name", IMAGES)
-def test_all_with_two_events(name: str, context: str, first: str) -> None:
-    count, findings = compare(name, context, first, 1)
-    print(f"{name} {context} {first}: {count} schedules, {findings} findings")
+def deeper(name: str, context: str, count: int, seed: int) -> tuple[int, int, list[str]]:
+    """``count`` random schedules of three to five events: how many there were, findings, differences.
 
-
-def deeper(name: str, context: str, count: int, seed: int) -> int:
-    """Random schedules of three to five events; how many had at least three."""
-    random = Random(seed)  # noqa: S311 - the same schedules each time
-    start, deep = find_context(target(name), context), 0
-    for _ in range(count):
+    Those in which an event finds its gate closed, so that fewer than three are left, are tried again."""
+    random = Random(f"{name} {context} {seed}")  # noqa: S311 - the same schedules each time
+    start, deep, findings = start_of(name, context), 0, 0
+    wrong: list[str] = []
+    walker = walking.Walker(target(name))
+    for _ in range(100 * count):
+        if deep == count:
+            break
         wanted = [Event(random.choice(EVENTS), 0)]
         wanted += [
-            Event(random.choice(EVENTS), random.randrange(random.choice((20, 60, 400))))
+            Event(random.choice(EVENTS), random.randrange(random.choice((8, 20, 60, 400))))
             for _ in range(random.randint(2, 4))
         ]
-        events, ending = schedule(target(name), start, wanted)
-        if not events:
+        events, ending = schedule(target(name), start, wanted, walker)
+        if len(events) < 3:
             continue
-        deep += len(events) > 2
-        assert ending == reference(name, context, events), events
-    return deep
+        deep += 1
+        findings += bool(ending.property)
+        wrong += differences(name, context, events, ending)
+    return deep, findings, wrong
 
 
 @pytest.mark.parametrize(
     ("name", "context"), [("entry", "user"), ("naive", "user"), ("debian", "kernel-task")]
 )
 def test_deeper(name: str, context: str) -> None:
-    assert deeper(name, context, 8, 1) > 1
+    deep, _, wrong = deeper(name, context, 6, 1)
+    assert not wrong
+    assert deep == 6
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "context"), [
-    ("entry", "user"), ("entry", "kernel-task"), ("naive", "user"), ("naive", "kernel-task"),
-    ("debian", "user"), ("debian", "kernel-task"),
-])  # fmt: skip
-def test_many_deeper(name: str, context: str) -> None:
-    assert deeper(name, context, 1_700, 2) > 500
+def test_an_event_that_cannot_be_delivered_is_no_schedule() -> None:
+    assert native("entry", "user", [Event("NMI", 0), Event("MC", 1)]) == ""
+    assert native("entry", "user", [Event("NMI", 0), Event("NMI", 1)]) is None
+    assert native("entry", "user", [Event("NMI", 0), Event("MC", 5_000)]) is None
+    assert native("entry", "user", [Event("NMI", 3)]) is None
 
 
 def test_an_error_in_the_walker_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,7 +150,7 @@ class TestCacheEntries:
                 assert cache._read(place) is None
         assert not unpickled
         place.write_bytes(good)
-        assert cache._read(place) == readers.entry()
+        assert cache._read(place) == readers.small_entry()
         assert unpickled
 
 

@@ -116,5 +116,5 @@ def _tables(result: MutationRun, part: str) -> Tables:
     machine = f"{platform.machine()}, {os.cpu_count()} cores"
     return Tables(
         result.image, result.build_id, (*result.config, *part.split()), rows, result.not_made,
-        result.instructions, result.complete, tuple(wrong), result.seconds, machine,
+        result.instructions, result.complete, tuple(wrong), result.seconds, machine, result.resumed,
     )  # fmt: skip

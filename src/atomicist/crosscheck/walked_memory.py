@@ -9,10 +9,15 @@ from typing import Any, Final
 
 from atomicist.machine.memory import PageFlag, Region
 from atomicist.machine.target import Target
-from atomicist.spec.observer import POISON
+from atomicist.spec.observer import poison
 
 PAGE: Final = 4096
 ALL: Final = (1 << 64) - 1
+_USER_ROOT: Final = int(PageFlag.USER_ROOT)
+_KERNEL_ROOT: Final = int(PageFlag.KERNEL_ROOT)
+_USER_PAGE: Final = int(PageFlag.USER_PAGE)
+_WRITABLE: Final = int(PageFlag.WRITABLE)
+_EXECUTABLE: Final = int(PageFlag.EXECUTABLE)
 
 
 class Refused(Exception):  # noqa: N818 - an event of the machine
@@ -35,6 +40,7 @@ class Memory:
         pages = sorted(target.pages, key=lambda p: p.base)
         self._at = {page.base: n * PAGE for n, page in enumerate(pages)}
         self._flags = {page.base: page.flags for page in pages}
+        self._bits = {page.base: int(page.flags) for page in pages}
         self._raw = (c.c_char * (PAGE * len(pages) + PAGE))()
         start = -c.addressof(self._raw) % PAGE
         self._base = c.addressof(self._raw) + start
@@ -56,11 +62,23 @@ class Memory:
     def flags(self, address: int) -> PageFlag | None:
         return self._flags.get(address & -PAGE)
 
+    def _place(self, address: int, size: int) -> int | None:
+        """Where in the buffer it is, if that is in one page. KeyError if it is nowhere."""
+        at = self._at[address & -PAGE] + address % PAGE
+        return at if address % PAGE + size <= PAGE else None
+
     def peek(self, address: int, size: int) -> int:
+        at = self._place(address, size)
+        if at is not None:
+            return int.from_bytes(self._view[at : at + size], "little")
         data = bytes(self._view[self._at[(address + i) & -PAGE] + (address + i) % PAGE] for i in range(size))
         return int.from_bytes(data, "little")
 
     def poke(self, address: int, value: int) -> None:
+        at = self._place(address, 8)
+        if at is not None:
+            self._view[at : at + 8] = value.to_bytes(8, "little")
+            return
         for i, byte in enumerate(value.to_bytes(8, "little")):
             self._view[self._at[(address + i) & -PAGE] + (address + i) % PAGE] = byte
 
@@ -71,22 +89,28 @@ class Memory:
         return int(struct.unpack_from("<Q", self._view, at + address % PAGE)[0])
 
     def poison(self, region: Region) -> None:
-        for address in range((region.bottom + 7) & ~7, region.top, 8):
-            at = self._at.get(address & -PAGE)
-            if at is not None:
-                struct.pack_into("<Q", self._view, at + address % PAGE, POISON | address & 0xFFFFFF)
+        bottom = (region.bottom + 7) & ~7
+        for page in range(bottom & -PAGE, region.top, PAGE):
+            at = self._at.get(page)
+            low, high = max(bottom, page), min((region.top + 7) & ~7, page + PAGE)
+            if at is not None and low < high:
+                self._view[at + low % PAGE : at + low % PAGE + high - low] = poison(low, high)
 
     def refusal(self, address: int, *, write: bool, user_root: bool) -> tuple[str, int] | None:
         """Why ring 0 may not touch the byte, and the error code of #PF (SDM vol. 3, 4.6, 4.7)."""
-        flags = self._flags.get(address & -PAGE)
-        wanted = PageFlag.USER_ROOT if user_root else PageFlag.KERNEL_ROOT
+        flags = self._bits.get(address & -PAGE)
         code = 2 if write else 0
         if flags is None:
             return "unmapped", code
-        if not flags & wanted:
+        if not flags & (_USER_ROOT if user_root else _KERNEL_ROOT):
             return "not-in-user-tables", code
-        if flags & PageFlag.USER_PAGE:
+        if flags & _USER_PAGE:
             return "user-memory", code | 1
-        if write and not flags & PageFlag.WRITABLE:
+        if write and not flags & _WRITABLE:
             return "read-only", code | 1
         return None
+
+    def may_fetch(self, address: int, *, user_root: bool) -> bool:
+        """Whether ring 0 may fetch an instruction there (SDM vol. 3, 4.6)."""
+        wanted = _EXECUTABLE | (_USER_ROOT if user_root else _KERNEL_ROOT)
+        return self._bits.get(address & -PAGE, 0) & (wanted | _USER_PAGE) == wanted

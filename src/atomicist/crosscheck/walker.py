@@ -9,7 +9,9 @@ is the same: a difference is one in what the machine does, or in which schedules
 
 from __future__ import annotations
 
+import ctypes as c
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import capstone
@@ -35,26 +37,57 @@ CONTRIBUTORY: Final = frozenset({"NP", "SS", "GP"})
 """SDM vol. 3, table 6-4."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Decoded:
+    """An instruction: executed by hand if ``own`` says how; ``gs``: its memory is GS-relative; ``stack``: a
+    refusal is #SS; ``repeats``: with a prefix; ``returns``: it sets RIP itself."""
+
+    insn: Any
+    own: ByHand | None
+    gs: bool
+    stack: bool
+    repeats: bool
+    returns: bool
+    next: int
+
+
+def _decoded(insn: Any) -> _Decoded:
+    stem = insn.mnemonic
+    touches = stem not in ("lea", "nop")
+    memory = [o.mem for o in insn.operands if o.type == 3] if touches else []
+    gs = any(m.segment and insn.reg_name(m.segment) == "gs" for m in memory)
+    base = {insn.reg_name(o.mem.base) for o in insn.operands if o.type == 3 and o.mem.base}
+    stack = stem in ("push", "pop", "call", "ret") or bool({"rsp", "rbp"} & base)
+    returns = stem in ("iretq", "sysretq")
+    return _Decoded(insn, by_hand(insn), gs, stack, stem.startswith("rep"), returns, insn.address + insn.size)
+
+
 class Walker:
     """One target in Unicorn; what the observer takes for a machine."""
 
     def __init__(self, target: Target) -> None:
         """Raises `MissingError` if unicorn is not there."""
-        uc, ux, _ = import_unicorn()
+        uc, ux, raw = import_unicorn()
         self.target = target
         self._uc = uc
         self._machine: Any = uc.Uc(uc.UC_ARCH_X86, uc.UC_MODE_64)
+        # for the calls of each step: the binding's own take ten times as long
+        self._lib, self._handle = raw.uclib, self._machine._uch  # noqa: SLF001
+        self._value = c.c_uint64()
+        self._place = c.byref(self._value)
         self._machine.ctl_set_cpu_model(ux.UC_CPU_X86_ICELAKE_SERVER)
         # addresses are those of the page tables in force: no second walk
         self._machine.ctl_set_tlb_mode(uc.UC_TLB_VIRTUAL)
         self.memory = Memory(target, uc, self._machine)
+        self._memory = self.memory.save()
         self._ids = {name: getattr(ux, f"UC_X86_REG_{name}") for name in (*GPRS, "RIP")}
         self._flags_id = ux.UC_X86_REG_EFLAGS
         self._fs, self._gs = ux.UC_X86_REG_FS_BASE, ux.UC_X86_REG_GS_BASE
         self.rest: dict[str, int] = {}
         self._decoder = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
         self._decoder.detail = True
-        self._decoded: dict[int, tuple[Any, ByHand | None, bool]] = {}
+        self._decoded: dict[int, _Decoded] = {}
+        self._before = self._machine.context_save()
         self._caught: Exception | None = None
         kinds = uc.UC_HOOK_MEM_READ | uc.UC_HOOK_MEM_WRITE
         unmapped = uc.UC_HOOK_MEM_READ_UNMAPPED | uc.UC_HOOK_MEM_WRITE_UNMAPPED
@@ -65,11 +98,16 @@ class Walker:
 
     # --- what the observer asks of a machine ---
 
+    def _read(self, number: int) -> int:
+        self._lib.uc_reg_read(self._handle, number, self._place)
+        return self._value.value
+
     def __getitem__(self, name: str) -> int:
-        if name in self._ids:
-            return int(self._machine.reg_read(self._ids[name]))
+        number = self._ids.get(name)
+        if number is not None:
+            return self._read(number)
         if name in IN_UNICORN:
-            return int(self._machine.reg_read(self._flags_id)) >> IN_UNICORN[name] & 1
+            return self._read(self._flags_id) >> IN_UNICORN[name] & 1
         return self.rest[name]
 
     def __setitem__(self, name: str, value: int) -> None:
@@ -95,7 +133,7 @@ class Walker:
     def scratch(self, address: int) -> bool:
         """Whether an entry may write there before it commits."""
         flags = self.memory.flags(address)
-        return flags is not None and bool(flags & PageFlag.SCRATCH)
+        return flags is not None and bool(int(flags) & int(PageFlag.SCRATCH))
 
     # --- memory ---
 
@@ -200,16 +238,13 @@ class Walker:
                 return vector
         return "not delivered"
 
-    def _decode(self, va: int) -> tuple[Any, ByHand | None, bool]:
+    def _decode(self, va: int) -> _Decoded:
         known = self._decoded.get(va)
         if known is None:
             insn = next(self._decoder.disasm(self.target.insns[va].raw, va, 1), None)
             if insn is None:
                 raise Violation("UNMODELLED", "no instruction")
-            touches = insn.mnemonic not in ("lea", "nop")
-            memory = [o.mem for o in insn.operands if o.type == 3] if touches else []
-            gs = any(m.segment and insn.reg_name(m.segment) == "gs" for m in memory)
-            known = self._decoded[va] = insn, by_hand(insn), gs
+            known = self._decoded[va] = _decoded(insn)
         return known
 
     # --- a run ---
@@ -236,29 +271,26 @@ class Walker:
     def _execute(self, rip: int) -> None:
         if not is_canonical(rip):
             raise Refused("GP", 0, "fetch", rip)
-        flags = self.memory.flags(rip)
-        wanted = PageFlag.EXECUTABLE | (PageFlag.USER_ROOT if self._user_root else PageFlag.KERNEL_ROOT)
-        if flags is None or flags & (wanted | PageFlag.USER_PAGE) != wanted:
+        if not self.memory.may_fetch(rip, user_root=self._user_root):
             raise Refused("PF", 16, "fetch", rip)
         if rip not in self.target.insns:
             raise Violation("NO_CODE", f"{rip:#x}")
-        insn, own, gs = self._decode(rip)
-        if gs and self.rest["GSBASE"] != self.target.kernel_gsbase:
+        decoded = self._decode(rip)
+        own = decoded.own
+        if decoded.gs and self.rest["GSBASE"] != self.target.kernel_gsbase:
             raise Violation("FOREIGN_GSBASE", "GSBASE")
         if own is not None:
-            own(self, insn)
-            if insn.mnemonic not in ("iretq", "sysretq"):
-                self["RIP"] = rip + insn.size
+            own(self, decoded.insn)
+            if not decoded.returns:
+                self["RIP"] = decoded.next
             return
-        before = self._machine.context_save()
-        stem = insn.mnemonic
-        base = [insn.reg_name(o.mem.base) for o in insn.operands if o.type == 3 and o.mem.base]
-        self._stack = stem in ("push", "pop", "call", "ret") or bool({"rsp", "rbp"} & set(base))
+        self._lib.uc_context_save(self._handle, self._before._context)  # noqa: SLF001
+        self._stack = decoded.stack
         error, caught = self._start(rip), self._taken()
-        if not error and caught is None and stem.startswith("rep") and self["RIP"] == rip and not self["RCX"]:
+        if not error and caught is None and decoded.repeats and self["RIP"] == rip and not self["RCX"]:
             error, caught = self._start(rip), self._taken()
         if caught is not None:
-            self._machine.context_restore(before)
+            self._machine.context_restore(self._before)
             raise caught
         if error:
             raise Violation("UNMODELLED", f"Unicorn: {error}")
@@ -270,15 +302,13 @@ class Walker:
 
     def _start(self, rip: int) -> str:
         """One instruction in Unicorn; what it says went wrong, but for where a branch leads."""
-        try:
-            self._machine.emu_start(rip, 0, count=1)
-        except self._uc.UcError as e:
-            nowhere = (self._uc.UC_ERR_FETCH_UNMAPPED, self._uc.UC_ERR_FETCH_PROT)
-            return "" if e.errno in nowhere else str(e)
-        return ""
+        error = self._lib.uc_emu_start(self._handle, rip, 0, 0, 1)
+        if error in (0, self._uc.UC_ERR_FETCH_UNMAPPED, self._uc.UC_ERR_FETCH_PROT):
+            return ""
+        return str(self._uc.UcError(error))
 
     def _faulted(self, fault: Refused) -> None:
-        if self.observer.place() & Place.DELIBERATE and fault.why == "non-canonical":
+        if self.observer.marked(Place.DELIBERATE) and fault.why == "non-canonical":
             where = self["RIP"]
             if self._raise(fault) != "DF":
                 raise Violation("DOUBLE_FAULT", "it became something else") from fault
@@ -288,7 +318,8 @@ class Walker:
         raise Violation(key, "fault") from fault
 
     def begin(self, context: Context) -> None:
-        """The machine in ``context``, with memory as it was saved there."""
+        """The machine in ``context``, with the memory of the target."""
+        self.memory.restore(self._memory)
         for name, value in zip(BY_SLOT, context.registers, strict=True):
             if name not in self._ids and name not in IN_UNICORN:
                 self.rest[name] = value
@@ -300,12 +331,14 @@ class Walker:
 
     def commit(self) -> None:
         """Where the image says that its IST stacks are free: let the observer free them."""
-        if self.observer.early and self.observer.place() & Place.COMMITTED:
+        if self.observer.early and self.observer.marked(Place.COMMITTED):
             for region in self.observer.committed():
                 self.memory.poison(region)
             main = self.target.main_stack()
             if main is not None:
                 self.memory.poison(Region(main.name, main.bottom, self["RSP"], main.kind))
+        if self.observer.instances and self.observer.marked(Place.COMMITTED):
+            self.observer.at_label()
 
     def inject(self, vector: str) -> None:
         """Deliver an event of the schedule. Raises `Violation` if it cannot be."""

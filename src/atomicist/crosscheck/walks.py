@@ -98,9 +98,12 @@ def pairs(
     yield (start,), ending or Ending(BY_KEY["ENDLESS"].number, "violated")
 
 
-def schedule(target: Target, context: Context, events: Sequence[Event]) -> tuple[tuple[Event, ...], Ending]:
-    """Run ``events``; one whose gate is closed where it is due, or that is due too late, is left out."""
-    walker = Walker(target)
+def schedule(
+    target: Target, context: Context, events: Sequence[Event], walker: Walker | None = None
+) -> tuple[tuple[Event, ...], Ending]:
+    """Run ``events``, on ``walker`` if there is one already; an event whose gate is closed where it is due,
+    or that is due too late, is left out."""
+    walker = walker or Walker(target)
     walker.begin(context)
     delivered: list[Event] = []
     waiting = list(events)

@@ -32,12 +32,16 @@ from atomicist.image.thunks import boot_patched
 from atomicist.isa.delivery import DB, DF, GP, MC, NMI, NP, PF, SS, TSS_IST1, TSS_RSP0, UD, VC, Gate
 from atomicist.isa.ir import Code, Flow, Insn
 from atomicist.isa.lift import Lifter
-from atomicist.machine.memory import PAGE, Page, PageFlag, Region, RegionKind
+from atomicist.machine.memory import PAGE, WORD, Page, PageFlag, Region, RegionKind
 from atomicist.machine.stages import COMMITTED, DOUBLE_FAULT
 from atomicist.machine.target import Place, Target
 
 PCID_KERNEL: Final = 1
 """Linux's first kernel PCID (arch/x86/mm/tlb.c); the user's is this | 0x800."""
+
+PCIDS_OF_USERS: Final = (1, 6)
+"""Of contexts that have the user's page tables in force: no flush of theirs is requested. Of all others
+one is, which is not to be taken for theirs."""
 
 CPU: Final = 5
 NODE: Final = 3
@@ -45,6 +49,9 @@ NODE: Final = 3
 
 CALL_ALIGNMENT: Final = 16
 """As kernel/bare/README.md says of handlers (System V ABI, 3.2.2)."""
+
+STALE: Final = 0x57A1_E000_0000_0000
+"""What lies on a stack that was not written yet, with the address below: no address, and not 0."""
 
 _IST: Final = {"df": 1, "nmi": 2, "db": 3, "mc": 4, "vc": 5}
 _GATES: Final = (
@@ -58,6 +65,7 @@ _HANDLERS: Final = {
     "exc_nmi": "NMI", "exc_debug": "DB", "exc_machine_check": "MC", "exc_vmm_communication": "VC",
 }  # fmt: skip
 _BOTH = PageFlag.KERNEL_ROOT | PageFlag.USER_ROOT
+_MAIN: Final = "atomic_ist_main"
 _REGIONS: Final = {
     "gdt": (RegionKind.OTHER, _BOTH | PageFlag.CONSTANT),
     "cpu_tss": (RegionKind.OTHER, _BOTH | PageFlag.WRITABLE | PageFlag.CONSTANT),
@@ -67,7 +75,7 @@ _REGIONS: Final = {
         f"{v}_stack": (RegionKind.IST_STACK, _BOTH | PageFlag.WRITABLE | PageFlag.SCRATCH)
         for v in ("nmi", "db", "mc", "vc")
     },
-    "atomic_ist_main": (RegionKind.MAIN_STACK, _BOTH | PageFlag.WRITABLE | PageFlag.SCRATCH),
+    _MAIN: (RegionKind.MAIN_STACK, _BOTH | PageFlag.WRITABLE | PageFlag.SCRATCH),
     "percpu_user": (RegionKind.OTHER, _BOTH | PageFlag.WRITABLE | PageFlag.CONSTANT),
     "percpu_kernel": (RegionKind.OTHER, PageFlag.KERNEL_ROOT | PageFlag.WRITABLE | PageFlag.CONSTANT),
     "per_cpu_offset": (RegionKind.OTHER, PageFlag.KERNEL_ROOT | PageFlag.CONSTANT),
@@ -164,8 +172,10 @@ class _Memory:
     def __init__(self) -> None:
         self.words: dict[int, int] = {}
 
-    def page(self, base: int) -> bytes:
-        data = bytearray(PAGE)
+    def page(self, base: int, kind: RegionKind) -> bytes:
+        stale = range(base, base + PAGE, WORD) if kind is not RegionKind.OTHER else ()
+        data = bytearray(b"".join((STALE | va & 0xFFFFFF).to_bytes(WORD, "little") for va in stale))
+        data = data or bytearray(PAGE)
         for address, value in self.words.items():
             if base <= address < base + PAGE:
                 data[address - base : address - base + 8] = value.to_bytes(8, "little")
@@ -233,6 +243,7 @@ class _Loader:
             fsgsbase=config.fsgsbase,
             reserve=symbols.get("atomic_ist_reserve", 512),
             slot_bytes=symbols.get("atomic_ist_slot_size", 176),
+            exit_bytes=symbols.get("atomic_ist_exit_size", 0),
             mitigation=config.mitigation,
             kernel_spec_ctrl=SPEC_CTRL_KERNEL if config.mitigation == "ibrs" else 0,
             call_alignment=CALL_ALIGNMENT,
@@ -277,9 +288,13 @@ class _Loader:
     def _pages(self) -> tuple[Page, ...]:
         pages = []
         memory = self._contents()
+        area = range(self._symbol("cpu_entry_area_bottom"), self._symbol("cpu_entry_area_top"))
         for n in self._region_names():
             span = range(self._symbol(f"{n}_bottom"), self._symbol(f"{n}_top"), PAGE)
-            pages += [Page(base, memory.page(base), _REGIONS[n][1]) for base in span]
+            kind, flags = _REGIONS[n]
+            if n == _MAIN and span[0] not in area:  # a variant that does not need it there
+                flags &= ~PageFlag.USER_ROOT
+            pages += [Page(base, memory.page(base, kind), flags) for base in span]
         entry = range(self._symbol("__entry_text_start"), self._symbol("__entry_text_end"))
         for s in self._elf.segments:
             if not s.flags & 1:
@@ -305,6 +320,10 @@ class _Loader:
         memory.words[percpu + self._symbol("cpu_current_top_of_stack")] = self._symbol("task_stack_top")
         memory.words[self._symbol("__per_cpu_offset") + 8 * CPU] = percpu
         memory.words[percpu + self._symbol("x86_spec_ctrl_current")] = SPEC_CTRL_KERNEL
+        flush = percpu + self._symbol("user_pcid_flush_mask")
+        memory.words[flush] = ~sum(1 << pcid for pcid in PCIDS_OF_USERS) & (1 << 64) - 1
+        # a bit of what lies behind, cleared by mistake, shows as well
+        memory.words |= dict.fromkeys(range(flush + 2 * WORD, flush + 2048 // 8, WORD), (1 << 64) - 1)
         return memory
 
 

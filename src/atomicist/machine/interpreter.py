@@ -235,4 +235,4 @@ class Machine:
     def scratch(self, address: int) -> bool:
         """Whether an entry may write to ``address`` before it commits."""
         flags = self.memory.flags(address)
-        return flags is not None and bool(flags & PageFlag.SCRATCH)
+        return flags is not None and bool(int(flags) & int(PageFlag.SCRATCH))

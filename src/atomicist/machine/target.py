@@ -39,7 +39,8 @@ class Target:
     vector name whose C handler starts there, ``places`` an address to its
     marks.  ``user_root_bit`` is the CR3 bit that selects the user page tables
     (0: no isolation).  ``reserve`` is the stack, in bytes, that a handler on
-    the main stack may count on; ``slot_bytes`` the main-stack use of a level.
+    the main stack may count on; ``slot_bytes`` the main-stack use of a level; ``exit_bytes``
+    what a return takes of the entry stack, below a kernel-mode context that is on it.
     ``mitigation`` is what makes return predictions safe on the processor: "none" (needed),
     "ibrs", "unret" or "ibpb"; ``kernel_spec_ctrl`` is the kernel's SPEC_CTRL with "ibrs",
     and the user's is the same without bit 0.  ``call_alignment`` is what RSP + 8 is a multiple of
@@ -68,11 +69,13 @@ class Target:
     kernel_spec_ctrl: int = 0
     call_alignment: int = 8
     cpunode: int = 0
+    exit_bytes: int = 0
 
     @property
     def claims(self) -> bool:
         """Whether the image says by labels where its IST stacks become free."""
-        return any(p & Place.COMMITTED for p in self.places.values())
+        committed = int(Place.COMMITTED)
+        return any(int(p) & committed for p in self.places.values())
 
     def region(self, address: int) -> Region | None:
         """The region that holds ``address``."""

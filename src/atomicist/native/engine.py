@@ -102,6 +102,9 @@ class Emitted:
         )
 
 
+_REFUSES: Final = 6
+"""REFUSES of the runtime's enum status."""
+
 _RECORD: Final = c.sizeof(layout.CEmitted)
 _SHAPE: Final = layout.CEmitted.nevents.offset
 """There is no padding before it."""
@@ -224,6 +227,24 @@ class Engine:
         )  # fmt: skip
         return self._result()
 
+    def follow(
+        self, registers: Sequence[int], events: Sequence[tuple[int, int]], *, expect_df: bool = False,
+        no_stack: bool = False, run: c.c_void_p | None = None,
+    ) -> int | None:  # fmt: skip
+        """One schedule, each event by its number and the steps since the event before (a handler is one
+        step), with nothing merged: the property it violates, 0 if none.  None if an event cannot be
+        delivered when it is due; ``run`` as for `enumerate`."""
+        table = (layout.CEvent * len(events))(*(layout.CEvent(*event) for event in events))
+        status = self._lib.atomicist_follow(
+            self._search, layout.Registers(*registers), int(expect_df), int(no_stack), table, len(events), run
+        )
+        found = self._result()
+        if found.overflow:
+            raise AssertionError(f"the runtime stopped in line {found.overflow}")
+        if status == _REFUSES:
+            return None
+        return found.findings[0].property if found.findings else 0
+
     def _cells(self) -> Iterator[tuple[tuple[int, bool], ...] | None]:
         table = c.cast(self._lib.atomicist_free_registers(self._search), c.POINTER(layout.CFree))
         for i in range(len(FREE_SLOTS)):
@@ -311,8 +332,8 @@ class Engine:
         return layout.CImage(
             address[0], address[1], len(insns), len(pages), len(regions), len(gates), address[2], address[3],
             address[4], address[5], target.user_root_bit, target.kernel_gsbase, target.kernel_cr3,
-            target.kernel_spec_ctrl, int(target.claims), target.reserve, target.slot_bytes, max_steps,
-            int(target.mitigation == "ibrs"), target.call_alignment,
+            target.kernel_spec_ctrl, int(target.claims), target.reserve, target.slot_bytes,
+            target.exit_bytes, max_steps, int(target.mitigation == "ibrs"), target.call_alignment,
         )  # fmt: skip
 
     def _op(self, op: Op) -> layout.COp:

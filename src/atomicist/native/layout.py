@@ -51,8 +51,8 @@ class CImage(c.Structure):
         ("regions", c.c_void_p), ("gates", c.c_void_p), ("user_root_bit", c.c_uint64),
         ("kernel_gsbase", c.c_uint64), ("kernel_cr3", c.c_uint64),
         ("kernel_spec_ctrl", c.c_uint64), ("claims", c.c_uint32),
-        ("reserve", c.c_uint32), ("slot_bytes", c.c_uint32), ("max_steps", c.c_uint32), ("ibrs", c.c_uint32),
-        ("call_alignment", c.c_uint32),
+        ("reserve", c.c_uint32), ("slot_bytes", c.c_uint32), ("exit_bytes", c.c_uint32),
+        ("max_steps", c.c_uint32), ("ibrs", c.c_uint32), ("call_alignment", c.c_uint32),
     ]  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from atomicist.native import layout
 from atomicist.native.engine import FLOWS, Engine
 
 SPARE_INSNS: Final = 512
-SPARE_OPS: Final = 32768
+SPARE_OPS: Final = 65536
 _NOWHERE: Final = 0x10
 """Spare rows stand at addresses from here on, where no image has code."""
 

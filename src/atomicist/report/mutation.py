@@ -18,7 +18,8 @@ One instruction of the linked image is changed at a time, in its bytes, and the 
 mutated, and how, is said in `src/atomicist/image/mutate.py`; how mutants are decided, in
 `src/atomicist/search/mutation.py`.
 
-- *killed*: the checker has a finding. Properties are those that fired first.
+- *killed*: the checker has a finding. Properties are those that fired first; *not closed*: there is no
+  finding, but the checker says that the outcome rests on what it may not, and does not pass.
 - *equivalent*: no interleaving of the closed search executes it; or the IR shows that it does the same, or
   `src/atomicist/search/exceptions.toml` names the reason, and the search over an image with the mutant (and
   others with it) is closed without a finding.
@@ -51,7 +52,8 @@ class Row:
 @dataclass(frozen=True, slots=True)
 class Tables:
     """The mutants of one image.  ``complete``: the run was not cut short; ``wrong``: what is
-    wrong with the list of named exceptions."""
+    wrong with the list of named exceptions; ``seconds`` of the last start, before which ``resumed``
+    mutants were decided."""
 
     image: str
     build_id: str
@@ -63,6 +65,7 @@ class Tables:
     wrong: tuple[str, ...]
     seconds: float
     machine: str
+    resumed: int = 0
 
     def count(self, status: str) -> int:
         """How many mutants have that status."""
@@ -118,7 +121,11 @@ def _told(t: Tables) -> str:
         f"{t.instructions:,} instructions, {len(t.rows):,} mutants: {t.count('killed'):,} killed, "
         f"{t.count('equivalent'):,} equivalent, {left:,} not explained"
     )
-    return told + ("." if t.complete else " (the run was cut short).")
+    if not t.complete:
+        return told + " (the run was cut short)."
+    return told + (
+        f"; {t.seconds:,.0f} s." if not t.resumed else f"; {t.resumed:,} of them by an earlier start."
+    )
 
 
 def markdown(tables: Sequence[Tables]) -> str:

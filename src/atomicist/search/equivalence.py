@@ -3,6 +3,8 @@
 
 An argument is about the mutated instructions: from any state they lead to the same
 place with the same values, in every register that matters there and in all memory.
+A system instruction is a function of the registers that it reads, whatever it computes; that it may
+fault does not matter here, for a fault is a finding.  What is in memory depends on CR3 as well.
 Between two of them an event may see another state than before; that this does no harm
 is not argued here but tried, by closing the search over an image with the mutant in it.
 
@@ -43,8 +45,11 @@ _CLOBBERED: Final = (
     "SF",
     "OF",
 )
+_CR3: Final = REGISTERS["CR3"].slot
 _NATURAL: Final = tuple(r.size for r in REGISTERS.values())
 _LONGEST: Final = 4
+_SYSTEM: Final = frozenset({Code.FAULT, Code.UNKNOWN, Code.NOTE, Code.JUMP, Code.CJUMP, Code.PREDICTED})
+_CLEAR: Final = frozenset({Code.LOAD, Code.STORE, Code.BRANCH, Code.CBRANCH, Code.BRANCHIND, Code.PREDICTED})
 
 _CLAIMED: Final = sum(1 << REGISTERS[n].slot for n in (*GPRS, "IF", "TF", "NT", "AC", "DF"))
 """What a commit label says something about (IST028)."""
@@ -65,18 +70,14 @@ class Liveness:
         self._next: dict[int, tuple[int, ...]] = {}
         effects: dict[int, tuple[int, int]] = {}
         for va, insn in target.insns.items():
-            vector = target.handlers.get(va)
+            effects[va], self._next[va] = reads_writes(insn.ops), tuple(successors(insn))
+            # a call of a handler and what it does are one step: it comes back to this caller
+            vector = target.handlers.get(insn.target or 0) if insn.flow is Flow.CALL else None
             if vector is not None:
                 reads = _slots(["RDI", "RSP", *(["RSI"] if VECTORS[vector].has_error_code else [])])
-                effects[va], self._next[va] = (reads, _slots(_CLOBBERED) & ~reads), ()
-            else:
-                effects[va], self._next[va] = reads_writes(insn.ops), tuple(successors(insn))
-        calls: dict[int, list[int]] = {}
-        for insn in target.insns.values():
-            if insn.flow is Flow.CALL and insn.target is not None and insn.target in target.handlers:
-                calls.setdefault(insn.target, []).append(insn.next)
-        for handler, back in calls.items():
-            self._next[handler] = tuple(back)
+                own, written = effects[va]
+                effects[va] = own | reads, written | _slots(_CLOBBERED) & ~reads
+                self._next[va] = (insn.next,)
         self._live = dict.fromkeys(target.insns, 0)
         self._solve(effects)
 
@@ -92,9 +93,7 @@ class Liveness:
             after = 0
             for to in self._next[va]:
                 after |= self.at(to)
-            if (va not in self._target.handlers and observed(self._target.insns[va].ops)) or not self._next[
-                va
-            ]:
+            if observed(self._target.insns[va].ops) or not self._next[va]:
                 after = _ALL
             now = reads | after & ~writes
             if now != self._live[va]:
@@ -126,6 +125,10 @@ def _op(code: Code, ins: tuple[Expr, ...], sizes: tuple[int, ...], out: int) -> 
         return ("c", evaluate(code, [i[1] for i in ins], list(sizes), out))
     if code in (Code.INT_XOR, Code.INT_SUB) and len(ins) == 2 and ins[0] == ins[1]:
         return ("c", 0)
+    if code is Code.INT_AND and ins[1][0] == "c" and ins[0][0] == Code.INT_OR.value and ins[0][4][0] == "c":
+        # bits that are set, and then others cleared
+        kept = _op(code, (ins[0][3], ins[1]), sizes, out)
+        return _op(Code.INT_OR, (kept, ("c", ins[0][4][1] & ins[1][1])), sizes, out)
     if code is Code.INT_AND and ins[0] == ins[1]:
         return ins[0]
     if code in (Code.COPY, Code.INT_ZEXT) and sizes[0] <= out:
@@ -187,6 +190,11 @@ class _State:
         whole = sub == 0 and v.size == _NATURAL[slot]
         self.registers[slot] = value if whole else ("merge", sub, v.size, self.slot(slot), value)
 
+    def at(self, address: Expr) -> Expr:
+        """The place that ``address`` is in the page tables in force."""
+        root = self.registers.get(_CR3)
+        return address if root is None else ("under", address, root)
+
     def load(self, address: Expr, size: int) -> Expr:
         seen: list[Expr] = []
         for where, width, value in reversed(self.stores):
@@ -227,12 +235,33 @@ def _run(insns: Mapping[int, Insn | None], start: int, end: int) -> list[_Exit]:
         if insn is None or count > _LONGEST or not start <= va < end:
             raise _Unclear
         state.temps = {}
-        for op in insn.ops:
-            if not _execute(op, state, leave):
-                return exits
+        if any(op.code in _SYSTEM for op in insn.ops):
+            _opaque(insn, state)
+        else:
+            for op in insn.ops:
+                if not _execute(op, state, leave):
+                    return exits
         va = insn.next
     leave(("c", end), None)
     return exits
+
+
+def _opaque(insn: Insn, state: _State) -> None:
+    """A system instruction, by what it reads and what it may write."""
+    if insn.flow is not Flow.FALL or any(op.code in _CLEAR for op in insn.ops) or observed(insn.ops):
+        raise _Unclear
+    reads: set[int] = set()
+    writes: set[int] = set()
+    for op in insn.ops:
+        reads |= {v.off // SLOT for v in op.ins if v.space is Space.REG}
+        if op.out is not None and op.out.space is Space.REG:
+            writes.add(op.out.off // SLOT)
+    if REGISTERS["RIP"].slot in reads | writes:
+        raise _Unclear
+    # what it may leave as it was depends on what was
+    inputs = tuple((slot, state.slot(slot)) for slot in sorted(reads | writes))
+    for slot in writes:
+        state.registers[slot] = ("system", insn.raw, slot, inputs)
 
 
 def _execute(op: Op, state: _State, leave: Any) -> bool:
@@ -243,9 +272,9 @@ def _execute(op: Op, state: _State, leave: Any) -> bool:
         ins = tuple(state.get(v) for v in op.ins)
         state.put(op.out, _op(op.code, ins, tuple(v.size for v in op.ins), op.out.size))
     elif op.code is Code.LOAD and op.out is not None:
-        state.put(op.out, state.load(state.get(op.ins[0]), op.out.size))
+        state.put(op.out, state.load(state.at(state.get(op.ins[0])), op.out.size))
     elif op.code is Code.STORE:
-        state.stores.append((state.get(op.ins[0]), op.ins[1].size, state.get(op.ins[1])))
+        state.stores.append((state.at(state.get(op.ins[0])), op.ins[1].size, state.get(op.ins[1])))
     elif op.code is Code.CBRANCH:
         leave(state.get(op.ins[0]), state.get(op.ins[1]))
     elif op.code is Code.BRANCH:

@@ -5,14 +5,18 @@
    and which branches went which way.  A mutant of what no interleaving reaches behaves
    as the original does on all of them.
 2. *Probes* look at parts of the search, each mutant alone: one event from every start
-   context.  Of each probe it is known which instructions it executes, so a mutant meets
-   only those that meet it, first those that found its neighbours.  The first finding kills it.
+   context, and from some another one early in its entry.  Of each probe it is known which
+   instructions it executes, so a mutant meets only those that meet it, first those that
+   found its neighbours.  The first finding kills it.
 3. What is left is put into images of many mutants (`grouped`), and those are given every
    certificate that closing the unchanged image took, if it executes one of them.  Where
    there is a finding, halves are tried, and halves of these, until it is shown by mutants alone.
-4. What is left then is closed from the start, again many mutants in one image: where the image
-   has no finding, none of its mutants has one of its own.  A mutant that passes needs an argument
-   besides (`equivalence`, or a named exception), since others in the image might hide it.
+   A certificate that holds for what it held for in the unchanged image, and meets nothing else,
+   serves in its place; so if all do, the image with these mutants is closed.
+4. Mutants with which a certificate holds for less, or meets something new, are closed from the start,
+   again many in one image.  Where an image is closed without a finding, none of its mutants has one
+   of its own.  A mutant that passes needs an argument besides (`equivalence`, or a named exception),
+   since others in the image might hide it.
 
 Every step is in the order of the image, so the result does not depend on the workers.
 """
@@ -38,6 +42,12 @@ from atomicist.spec.contexts import Context, contexts
 from atomicist.spec.events import ERROR_TOKEN, EVENTS
 from atomicist.spec.properties import CODES
 
+PAIRS_FROM: Final = ("kernel-task", "user")
+"""Start contexts from which two events are tried."""
+
+EARLY: Final = 64
+"""Boundaries behind the first event at which the second is tried: save 2, and a little more."""
+
 CHUNK: Final = 64
 """Mutants that are worked on together; also what an interrupted run loses at most, per worker."""
 
@@ -45,19 +55,57 @@ _EXECUTED, _FELL, _WENT = 1, 2, 4
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """What a certificate holds for, and the contexts that it meets (`NativeResult`)."""
+
+    covers: bytes
+    covers_rsp: bytes
+    covers_key: tuple[frozenset[int], ...]
+    cells: tuple[tuple[tuple[int, bool], ...] | None, ...]
+    shapes: frozenset[bytes]
+
+    def serves_for(self, other: Held) -> bool:
+        """Whether it holds for all that ``other`` holds for, and meets nothing that ``other``
+        does not: a closed search that has ``other`` is closed with this one in its place."""
+        return (
+            _no_less(self.covers, other.covers)
+            and _no_less(self.covers_rsp, other.covers_rsp)
+            and all(a >= b for a, b in zip(self.covers_key, other.covers_key, strict=True))
+            and self.cells == other.cells
+            and self.shapes <= other.shapes
+        )
+
+
+def held(result: NativeResult) -> Held:
+    """What the certificate ``result`` holds for."""
+    return Held(
+        result.covers, result.covers_rsp, result.covers_key, result.cells, frozenset(result.emitted.shapes())
+    )
+
+
+def _no_less(a: bytes, b: bytes) -> bool:
+    """Whether ``a`` has a flag wherever ``b`` has one."""
+    return int.from_bytes(b, "little") & ~int.from_bytes(a, "little") == 0
+
+
+@dataclass(frozen=True, slots=True)
 class Part:
-    """A part of the search: from ``context``, ``first`` first: that one event alone, or with
-    ``closed`` a certificate, which has them all.  ``ran``: what the unchanged image executes."""
+    """A part of the search: from ``context``, ``first`` first: that one event alone, with
+    ``second`` another one at each of the first boundaries behind it, or with ``closed`` a
+    certificate, which has them all.  ``ran``: what the unchanged image executes;
+    ``held``: what that certificate holds for there."""
 
     context: Context
     first: int
     closed: bool = False
     ran: bytes = b""
+    second: int | None = None
+    held: Held | None = None
 
     @property
     def step(self) -> str:
         """What kind of part it is."""
-        return "certificate" if self.closed else "one event"
+        return "certificate" if self.closed else "one event" if self.second is None else "two events"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +124,20 @@ class Outcome:
 
 
 def probes(target: Target) -> tuple[Part, ...]:
-    """Each event from each start context of ``target``."""
-    return tuple(
+    """Each event from each start context of ``target``, and two from those of `PAIRS_FROM`."""
+    single = [
         Part(c, v)
         for c in contexts(target)
         for v, name in enumerate(EVENTS)
         if c.only in ("", name) and name in target.gates
-    )
+    ]
+    pairs = [
+        replace(p, second=v)
+        for p in single
+        for v, name in enumerate(EVENTS)
+        if p.context.name in PAIRS_FROM and v != p.first and name in target.gates
+    ]
+    return (*single, *pairs)
 
 
 def look(engine: PatchableEngine, part: Part) -> NativeResult:
@@ -90,9 +145,10 @@ def look(engine: PatchableEngine, part: Part) -> NativeResult:
     c = part.context
     if part.closed:
         return engine.certify(c.registers, part.first, expect_df=c.expect_df, no_stack=c.no_stack)
+    offered = 1 << part.first | (0 if part.second is None else 1 << part.second)
     return engine.enumerate(
-        c.registers, budget=1, offered=1 << part.first, first=1 << part.first,
-        expect_df=c.expect_df, no_stack=c.no_stack, stop=1,
+        c.registers, budget=1 if part.second is None else 2, offered=offered, first=1 << part.first,
+        expect_df=c.expect_df, no_stack=c.no_stack, stop=1, limit=0 if part.second is None else EARLY,
     )  # fmt: skip
 
 
@@ -147,7 +203,7 @@ class Quick:
     def _probed(self, mutant: Mutant, change: Change, kills: Counter[int]) -> Outcome:
         touched = self.touched(change)
         relevant = [n for n, p in enumerate(self._probes) if executes(p, touched)]
-        relevant.sort(key=lambda n: (-kills[n], n))
+        relevant.sort(key=lambda n: (self._probes[n].second is not None, -kills[n], n))
         try:
             with self.patched([change]):
                 for n in relevant:
@@ -160,7 +216,7 @@ class Quick:
         reason = self.argument(mutant, change)
         if reason:
             return Outcome(mutant.name, "equivalent", "argued", reason=reason)
-        return Outcome(mutant.name, "passed", "one event")
+        return Outcome(mutant.name, "passed", "two events")
 
     def argument(self, mutant: Mutant, change: Change) -> str:
         """Why the mutant does the same, by the IR alone; "" if that cannot be said."""

@@ -20,7 +20,7 @@ from atomicist.isa.registers import REGISTERS
 from atomicist.machine.memory import WORD, Region
 from atomicist.machine.target import Target
 from atomicist.native.engine import NativeContext, NativeEvent, NativeResult
-from atomicist.native.tables import KEY_SLOTS
+from atomicist.native.tables import CR3_USER_PCID, KEY_SLOTS
 from atomicist.search.met import Group, Met, Way
 from atomicist.spec.contexts import Context, from_key
 
@@ -148,6 +148,10 @@ class Reach:
         of GSBASE may move to KERNEL_GSBASE and back, and EXPOSED is set on the way."""
         values = {n: {c.registers[REGISTERS[n].slot] for c in start} for n in KEY_SLOTS}
         values["GSBASE"] = values["KERNEL_GSBASE"] = values["GSBASE"] | values["KERNEL_GSBASE"]
+        if self._target.user_root_bit:
+            # the kernel's, where a context has the user's
+            user = self._target.user_root_bit | CR3_USER_PCID
+            values["CR3"] |= {cr3 & ~user for cr3 in values["CR3"]}
         if self._target.mitigation != "none":
             values["EXPOSED"] |= set(EXPOSED_VALUES)
         return [sorted(values[n]) if n != "RSP" else [] for n in KEY_SLOTS]

@@ -11,19 +11,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Final, Protocol
 
 from atomicist.isa.delivery import VECTORS
 from atomicist.isa.ir import Note
 from atomicist.isa.registers import BY_SLOT
 from atomicist.machine.interpreter import Fault, ForeignGsBase, Machine, Predicted, Unmodelled
-from atomicist.machine.memory import WORD, Region
+from atomicist.machine.memory import PAGE, WORD, Region
 from atomicist.machine.target import Place, Target
 from atomicist.search.schedule import Injection, Schedule, ScheduleError
 from atomicist.spec.contexts import Context, find
 from atomicist.spec.events import ERROR_TOKEN
-from atomicist.spec.observer import POISON, Done, DoubleFault, Instance, Observer, Violation
+from atomicist.spec.observer import POISON, Done, DoubleFault, Instance, Observer, Violation, poison
 from atomicist.spec.properties import BY_KEY
 
 MAX_STEPS: Final = 4_000
@@ -128,9 +127,10 @@ class Tape(Protocol):
 class _Run:
     def __init__(
         self, target: Target, context: Context, schedule: Schedule, timed: Sequence[Timed] = (),
-        tape: Tape | None = None,
+        tape: Tape | None = None, traced: bool = True,
     ) -> None:  # fmt: skip
         self._tape = tape
+        self._traced = traced
         self.machine = Machine(target) if tape is None else tape.machine
         self.machine.registers[:] = context.registers
         self.machine.watch = self._store
@@ -226,6 +226,8 @@ class _Run:
         return None
 
     def _log(self, kind: str, text: str) -> None:
+        if not self._traced:
+            return
         steps = self.replay.steps
         if self._tape is not None:
             self._tape.mark(len(steps))
@@ -258,21 +260,21 @@ class _Run:
         return self.replay.target.symbolize(self.machine["RIP"])
 
     def _commit(self) -> None:
-        if self.observer.early and self.observer.place() & Place.COMMITTED:
+        if self.observer.early and self.observer.marked(Place.COMMITTED):
             self._log("commit", "commit")
             for region in self.observer.committed():
                 self._poison(region)
             main = self.replay.target.main_stack()
             if main is not None:
                 self._poison(Region(main.name, main.bottom, self.machine["RSP"], main.kind))
-        if self.observer.instances and self.observer.place() & Place.COMMITTED:
+        if self.observer.instances and self.observer.marked(Place.COMMITTED):
             self.observer.at_label()
 
     def _step(self) -> None:
         machine, target = self.machine, self.replay.target
         handler = target.handlers.get(machine["RIP"])
         if handler is not None:
-            self._log("handler", f"{self._where()}()")
+            self._log("handler", f"{self._where()}()" if self._traced else "")
             self.observer.handler(handler)
             for region in self.observer.adversary(handler):
                 self._poison(region)
@@ -291,7 +293,7 @@ class _Run:
                 self.machine["RSP"] += self._deeper.pop()[1]
 
     def _faulted(self, fault: Fault) -> None:
-        if self.observer.place() & Place.DELIBERATE and fault.reason == "non-canonical":
+        if self.observer.marked(Place.DELIBERATE) and fault.reason == "non-canonical":
             self._watching = False
             delivered = self.machine.raise_fault(fault, self.replay.target.gates)
             if delivered != "DF":
@@ -304,12 +306,18 @@ class _Run:
         )
 
     def _poison(self, region: Region) -> None:
-        memory = self.machine.memory
-        start = (region.bottom + 7) & ~7
+        memory, bottom = self.machine.memory, (region.bottom + 7) & ~7
+        if not self._traced and region.top % WORD == 0:
+            for page in range(bottom & -PAGE, region.top, PAGE):
+                low, high = max(bottom, page), min(region.top, page + PAGE)
+                if memory.flags(page) is not None and low < high:
+                    memory.write(low, poison(low, high))
+            return
+        start = bottom
         while start < region.top:
             end = min(region.top, (start & -POISON_STRIDE) + POISON_STRIDE)
             # Nearly all of it is as it was the last time.
-            if memory.word(start) is None or memory.read(start, end - start) != _poisoned(start, end):
+            if memory.word(start) is None or memory.read(start, end - start) != poison(start, end):
                 for address in range(start, end, WORD):
                     value = POISON | address & 0xFFFFFF
                     if memory.word(address) not in (None, value):
@@ -320,6 +328,8 @@ class _Run:
     def _store(self, address: int, size: int, value: int) -> None:
         if self._watching:
             self.observer.store(address, size, value)
+        if not self._traced:
+            return
         word = address & ~7
         shift = 8 * (address - word)
         old = self.machine.memory.word(word) or 0
@@ -334,12 +344,6 @@ class _Run:
         self.replay.writes.setdefault(address, []).append(write)
 
 
-@lru_cache(maxsize=4096)
-def _poisoned(start: int, end: int) -> bytes:
-    """What freed memory from ``start`` to ``end`` holds."""
-    return b"".join((POISON | at & 0xFFFFFF).to_bytes(WORD, "little") for at in range(start, end, WORD))
-
-
 def replay(target: Target, schedule: Schedule, tape: Tape | None = None) -> Replay:
     """Run ``schedule`` on the reference interpreter, on the machine of ``tape`` if given.
 
@@ -348,7 +352,8 @@ def replay(target: Target, schedule: Schedule, tape: Tape | None = None) -> Repl
     return _Run(target, find_context(target, schedule.context), schedule, (), tape).run()
 
 
-def replay_timed(target: Target, context: Context, timed: Sequence[Timed]) -> Replay:
+def replay_timed(target: Target, context: Context, timed: Sequence[Timed], *, traced: bool = True) -> Replay:
     """Run injections that are given by instruction counts; the replay's schedule says by
-    places what happened. Raises `ScheduleError` if an event cannot be delivered."""
-    return _Run(target, context, Schedule(context.name, ()), timed).run()
+    places what happened. Without ``traced`` it has a verdict, and nothing to explain it with.
+    Raises `ScheduleError` if an event cannot be delivered."""
+    return _Run(target, context, Schedule(context.name, ()), timed, traced=traced).run()

@@ -24,6 +24,8 @@ from atomicist.spec.events import EVENTS
 
 USER_GSBASE: Final = 0x0000_7F00_BA5E_0000
 USER_PCID_BIT: Final = 0x800
+OTHER_PCID: Final = 6
+"""Linux uses 1 to 6 (TLB_NR_DYN_ASIDS); 1, the kernel's of the other contexts, and 6 differ in each of the bits."""
 SPEC_CTRL_IBRS: Final = 1
 VARIED: Final = re.compile(r"\+(rsp|rip|gsbase)\.([0-9a-f]{1,16})\Z")
 """A register that `varied` has set, in a context's name."""
@@ -149,8 +151,7 @@ def _user_rows(target: Target) -> Iterator[tuple[str, str, dict[str, int]]]:
             )
     pcid = target.kernel_cr3 & 0xFFF
     if pcid:
-        # Linux uses 1 to 6 (TLB_NR_DYN_ASIDS); these two differ in each of the bits.
-        other = {"CR3": user["CR3"] ^ pcid | 6}
+        other = {"CR3": user["CR3"] ^ pcid | OTHER_PCID}
         yield "user-pcid-6", "user mode with the kernel's PCID being 6", user | other
     main = target.main_stack()
     if main is not None:
@@ -177,6 +178,14 @@ def _kernel_rows(target: Target) -> Iterator[tuple[str, str, dict[str, int]]]:
             )
         if name == "task":
             yield from _near_rows(target, region.top - 0x208)
+            pcid = target.kernel_cr3 & 0xFFF
+            if pcid and target.user_root_bit:
+                other = {"CR3": target.kernel_cr3 ^ pcid | 2}
+                yield (
+                    "kernel-task-pcid-2",
+                    "kernel mode with PCID 2",
+                    _kernel(target, region.top - 0x208) | other,
+                )
     yield from _half_kernel_rows(target)
     main = target.main_stack()
     if main is None:
@@ -217,7 +226,11 @@ def _half_kernel_rows(target: Target) -> Iterator[tuple[str, str, dict[str, int]
     if entry is None:
         return
     user, kernel = _user(target), _kernel(target, entry.top - 0x40)
-    sides = ({"CR3": user["CR3"]}, {"GSBASE": user["GSBASE"], "KERNEL_GSBASE": target.kernel_gsbase})
+    pcid = target.kernel_cr3 & 0xFFF
+    sides = (
+        {"CR3": user["CR3"] ^ pcid | OTHER_PCID if pcid else user["CR3"]},
+        {"GSBASE": user["GSBASE"], "KERNEL_GSBASE": target.kernel_gsbase},
+    )
     specs = {user["SPEC_CTRL"], kernel["SPEC_CTRL"]}
     for cr3 in range(2):
         for gs in range(2):

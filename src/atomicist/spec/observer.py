@@ -21,6 +21,7 @@ every finding of the native model is replayed here before it is shown.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from atomicist.isa.delivery import MCIP, VECTORS
@@ -36,6 +37,15 @@ NOT_COMPARED: Final = frozenset({"NMI_BLOCKED", "MCG_STATUS", "SHADOW", "EXPOSED
 """What a nested event may change for the context that it interrupted."""
 
 POISON: Final = 0xDEAD_57AC_0000_0000
+
+
+@lru_cache(4096)
+@lru_cache(maxsize=4096)
+def poison(bottom: int, top: int) -> bytes:
+    """What is in [``bottom``, ``top``), whole words, when it has been freed."""
+    return b"".join((POISON | a & 0xFFFFFF).to_bytes(8, "little") for a in range(bottom, top, 8))
+
+
 _CALLER_SAVED: Final = ("RAX", "RCX", "RDX", "RSI", "RDI", "R8", "R9", "R10", "R11")
 _ARITHMETIC: Final = ("CF", "PF", "AF", "ZF", "SF", "OF")
 _CLEAR_AT_COMMIT: Final = ("IF", "TF", "NT", "AC", "DF")
@@ -85,12 +95,16 @@ def pack_flags(registers: dict[str, int]) -> int:
     return value
 
 
+_NOWHERE: Final = Place(0)
+
+
 class Observer:
     """Watches a reference machine; `push`, `handler`, `returned` are the moments."""
 
     def __init__(self, machine: Machine, *, expect_df: bool, no_stack: bool) -> None:
         self.machine = machine
         self.target = machine.target
+        self.claims = machine.target.claims
         self.expect_df = expect_df
         self.no_stack = no_stack
         self.instances: list[Instance] = []
@@ -111,7 +125,11 @@ class Observer:
 
     def place(self) -> Place:
         """The marks at RIP."""
-        return self.target.places.get(self.machine["RIP"], Place(0))
+        return self.target.places.get(self.machine["RIP"], _NOWHERE)
+
+    def marked(self, wanted: Place) -> bool:
+        """Whether RIP has one of the marks; asked at each step, so in plain numbers."""
+        return bool(int(self.place()) & int(wanted))
 
     def _start_live(self) -> None:
         rsp, user = self.machine["RSP"], self._user()
@@ -119,7 +137,9 @@ class Observer:
             here = not user and not self.no_stack and region.bottom <= rsp <= region.top
             live = region.top
             if region.kind in _LIVE_KINDS:
-                free = user and region.kind is not RegionKind.IRQ_STACK
+                # in the SYSCALL gap the entry stack is empty: nobody comes or goes by it
+                gap = self.no_stack and region.kind is RegionKind.ENTRY_STACK
+                free = gap or (user and region.kind is not RegionKind.IRQ_STACK)
                 live = rsp if here else region.top if free else region.bottom
             elif region.kind is RegionKind.MAIN_STACK and here:
                 live = rsp
@@ -133,7 +153,7 @@ class Observer:
         if self.early and not self.machine.scratch(address):
             raise Violation("WRITE_OUTSIDE", f"{address:#x}")
         flags = self.machine.memory.flags(address)
-        constant = flags is not None and flags & PageFlag.CONSTANT and self.target.claims
+        constant = flags is not None and int(flags) & int(PageFlag.CONSTANT) and self.claims
         if constant and self.machine.memory.peek(address, size) != value:
             raise Violation(
                 "CONSTANT_CHANGED", f"{address:#x}", self.machine.memory.peek(address, size), value
@@ -148,7 +168,7 @@ class Observer:
             return False
         if vector == "MC" and machine["MCG_STATUS"] & MCIP:
             return False
-        if not self.target.claims and vector in MASKED_BY_ENTRY:
+        if not self.claims and vector in MASKED_BY_ENTRY:
             # without a commit label, an entry ends where its event's context runs again
             return all(i.vector != vector for i in self.instances)
         return vector not in self.masked
@@ -158,7 +178,7 @@ class Observer:
         context = self.context()
         if VECTORS[vector].fault_class:
             context["RF"] = 1
-        in_entry = bool(self.place() & Place.ENTRY) and not self._user()
+        in_entry = self.marked(Place.ENTRY) and not self._user()
         instance = Instance(vector, context, in_entry)
         region = self.target.region(context["RSP"])
         saved = None
@@ -171,7 +191,7 @@ class Observer:
         self.instances.append(instance)
         if vector in MASKED_BY_ENTRY:
             self.masked.add(vector)
-        self.early = self.target.claims
+        self.early = self.claims
         return instance
 
     def committed(self) -> list[Region]:
@@ -231,6 +251,9 @@ class Observer:
             kept = CR3_COMPARED if name == "CR3" else (1 << 64) - 1
             if machine[name] & kept != expected & kept:
                 raise Violation("ENVIRONMENT", name, expected, machine[name])
+        if instance.context["CS"] & 3 and region is not None and region.kind is RegionKind.MAIN_STACK:
+            # where it could not change tasks
+            raise Violation("ENVIRONMENT", "RSP", None, machine["RSP"])
         # the PCID stays: with another's, what the handler's accesses leave in the TLB is wrong
         pcid = self.instances[0].context["CR3"] & CR3_PCID & ~(CR3_USER_PCID if target.user_root_bit else 0)
         if machine["CR3"] & CR3_PCID != pcid:
@@ -292,7 +315,7 @@ class Observer:
         where = ("RIP", "RSP", "CS")
         matches = [i for i, x in enumerate(self.instances) if all(x.context[n] == now[n] for n in where)]
         if not matches:
-            if not self._user() and self.place() & Place.ENTRY:
+            if not self._user() and self.marked(Place.ENTRY):
                 return
             first = self.instances[0].context["RIP"] if self.instances else None
             raise Violation("LOST_CONTEXT", "RIP", first, now["RIP"])
@@ -345,7 +368,15 @@ class Observer:
             index -= 1
         context = self.instances[index].context
         base = main.top
-        if main.holds(context["RSP"]) and not context["CS"] & 3 and not self.no_stack:
-            base = context["RSP"] & ~15
+        if not context["CS"] & 3 and not self.no_stack:
+            if main.holds(context["RSP"]):
+                base = context["RSP"] & ~15
+            region = self.target.region(context["RSP"])
+            if (
+                region is not None
+                and region.kind is RegionKind.ENTRY_STACK
+                and context["RSP"] - region.bottom < self.target.exit_bytes
+            ):
+                return True
         levels = len(self.instances) - index
         return base - levels * self.target.slot_bytes < main.bottom + self.target.reserve

@@ -168,9 +168,12 @@ EXPORT struct search *atomicist_new(const struct image *im)
 	memcpy(m->mem, im->contents, words * 8);
 	memcpy(m->pages, im->pages, im->npages * sizeof(*m->pages));
 	memcpy(m->regions, im->regions, im->nregions * sizeof(*m->regions));
-	for (u32 i = im->nregions; i-- > 0;)
+	for (u32 i = im->nregions; i-- > 0;) {
 		if (m->regions[i].kind == MAIN_STACK)
 			m->main = &m->regions[i];
+		if (m->regions[i].kind == ENTRY_STACK)
+			m->entry = &m->regions[i];
+	}
 	for (u32 i = 0; i < im->npages; i++)
 		page_limits(&m->pages[i]);
 	memset(m->tlb, 0xff, sizeof(m->tlb));
@@ -211,8 +214,20 @@ EXPORT int atomicist_enumerate(struct search *s, const u64 *regs, u32 budget, u3
 	s->stop = stop;
 	s->limit = limit;
 	s->m->code = run;
+	s->alone = false;
 	s->broken_slot = NSLOTS;
 	return enumerate(s, regs, expect_df, no_stack);
+}
+
+/* One schedule, as it is: an enum status. */
+EXPORT int atomicist_follow(struct search *s, const u64 *regs, u32 expect_df, u32 no_stack,
+			    const struct event *events, u32 n, const struct compiled *run)
+{
+	fresh(s);
+	s->m->code = run;
+	s->alone = true;
+	s->broken_slot = NSLOTS;
+	return follow_schedule(s, regs, expect_df, no_stack, events, n);
 }
 
 EXPORT void atomicist_totals(const struct search *s, struct totals *t)

@@ -626,17 +626,20 @@ static void emit(struct search *s, bool handler)
 
 /*
  * An event may arrive before the next instruction, and use all of the main stack below
- * RSP - or all of it, if RSP is elsewhere - and every IST stack, and whatever memory the
- * entry uses that is no stack.  What it may overwrite is lost at once.
+ * RSP - or all of it, if RSP is elsewhere - and every IST stack, the entry stack below RSP
+ * if it is there, and whatever memory the entry uses that is no stack.  What it may
+ * overwrite is lost at once.
  */
 static void free_stack(struct machine *m, u64 *used)
 {
-	struct region *main = main_stack(m);
+	struct region *main = main_stack(m), *entry = m->entry;
 	u64 rsp = m->r[REG_RSP], limit = rsp >= main->bottom && rsp <= main->top ? rsp : main->top;
 
 	if (limit > *used)
 		poison(m, *used, limit);
 	*used = limit;
+	if (entry && rsp >= entry->bottom && rsp <= entry->top)
+		poison(m, entry->bottom, rsp);
 	while (m->nstray) {
 		u64 va = m->stray[--m->nstray];
 
@@ -714,10 +717,13 @@ static int follow(struct search *s, struct committed *c)
 	return report(m, P_ENDLESS, m->pc, NSLOTS, m->im->max_steps, 0);
 }
 
-/* Would the constraint hold, had the interrupted RSP been `rsp`? */
+/*
+ * Would the constraint hold, had the interrupted RSP been `rsp`?  What runs on the main stack or
+ * on the entry stack may run the same further up or down.
+ */
 static bool holds_at(struct machine *m, const struct constraint *c, u64 from, u64 rsp)
 {
-	struct region *main = main_stack(m);
+	struct region *reg = region_of(m, from);
 	u64 now = evaluate_with(m, c->node, REG_RSP, rsp), was = c->val;
 
 	if (c->kind == VALUE)
@@ -725,9 +731,9 @@ static bool holds_at(struct machine *m, const struct constraint *c, u64 from, u6
 	if (now == was)
 		return rsp == from;
 	/* all bytes that were used, here and there */
-	return main && now - was == rsp - from &&
-	       was + (u64)c->low >= main->bottom && was + (u64)c->high < main->top &&
-	       now + (u64)c->low >= main->bottom && now + (u64)c->high < main->top;
+	return reg && (reg == m->main || reg == m->entry) && now - was == rsp - from &&
+	       was + (u64)c->low >= reg->bottom && was + (u64)c->high < reg->top &&
+	       now + (u64)c->low >= reg->bottom && now + (u64)c->high < reg->top;
 }
 
 /*
@@ -739,7 +745,7 @@ static bool holds_at(struct machine *m, const struct constraint *c, u64 from, u6
 static void coverage(struct search *s, struct scope *root, const u64 *regs)
 {
 	struct machine *m = s->m;
-	struct region *reg = region_of(m, regs[REG_RSP]), *main = main_stack(m);
+	struct region *reg = region_of(m, regs[REG_RSP]);
 	u64 from = regs[REG_RSP];
 	u32 words = reg ? (u32)((reg->top - reg->bottom) / 8) : 0;
 
@@ -754,10 +760,9 @@ static void coverage(struct search *s, struct scope *root, const u64 *regs)
 		bool mixed, range;
 
 		leaves(m, c->node, check_leaf, &rel);
-		/* the main stack, by an address that does not move along with RSP */
-		if (c->kind == ADDRESS && !rel.rsp && main && c->val + (u64)c->high >= main->bottom &&
-		    c->val + (u64)c->low < main->top)
-			m->absolute = true;
+		/* by an address that does not move along with RSP */
+		if (c->kind == ADDRESS && !rel.rsp)
+			used_at(m, c->val + (u64)c->low, c->val + (u64)c->high);
 		mixed = rel.rip + rel.rsp + __builtin_popcount(rel.keys) > 1;
 		range = rel.rip && !mixed && rip_range(m, c->node, c->val, &low, &high);
 		for (u32 k = 0; rel.rip && k < m->im->ninsns; k++) {
@@ -779,7 +784,7 @@ static void coverage(struct search *s, struct scope *root, const u64 *regs)
 	for (u32 k = 0; k < words; k++) {
 		u64 rsp = reg->bottom + 8 * k;
 
-		if (m->absolute && reg == main && rsp != from)
+		if (m->absolute >> reg->kind & 1 && rsp != from)
 			s->covers_rsp[k] = 0;
 		for (u32 n = 1; n < 32; n++)
 			if (m->refused_levels >> n & 1 && !no_room_for(m, m->no_stack ? 0 : rsp, n))
@@ -819,7 +824,7 @@ int certify(struct search *s, const u64 *regs, u32 vector, u32 expect_df, u32 no
 	m->expect_df = expect_df;
 	m->no_stack = no_stack;
 	m->worst_commit = 0;
-	m->absolute = false;
+	m->absolute = 0;
 	m->refused_levels = 0;
 	m->next_scope = 2;
 	root->id = 1;

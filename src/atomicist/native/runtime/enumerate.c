@@ -6,6 +6,8 @@
  * (for an image that claims its IST stacks free at commit) equal committed
  * states.  It needs no knowledge of the scheme and serves any kernel.
  *
+ * Or one schedule that is given, with nothing merged: `follow_schedule`.
+ *
  * Gates: NMI while not blocked; #MC while MCIP is clear; #DB and #VC from the end
  * of their handler (or from the commit, where the image says its stack is free).
  */
@@ -269,7 +271,7 @@ static bool commit(struct search *s, u32 left, u32 *masked)
 		if (at && at->kind == IST_STACK)
 			empty(s, i);
 	}
-	if (followed(s, reg, left))
+	if (!s->alone && followed(s, reg, left))
 		return false;
 	for (u32 i = 0; i < m->im->nregions; i++)
 		if (m->regions[i].kind == IST_STACK)
@@ -348,11 +350,12 @@ static void walk(struct search *s, u32 left, u32 masked)
 		m->pc = m->r[REG_RIP];
 		report(m, P_ENDLESS, m->pc, NSLOTS, m->im->max_steps, 0);
 	}
+	if (st == DONE && m->expect_df)
+		report(m, P_NO_DOUBLE_FAULT, m->pc, NSLOTS, 0, 0);
 	m->executed++;
 }
 
-/* All schedules from the context `regs`. */
-int enumerate(struct search *s, const u64 *regs, u32 expect_df, u32 no_stack)
+static void start(struct search *s, const u64 *regs, u32 expect_df, u32 no_stack)
 {
 	struct machine *m = s->m;
 
@@ -364,9 +367,80 @@ int enumerate(struct search *s, const u64 *regs, u32 expect_df, u32 no_stack)
 	memset(m->clean, 0, m->im->npages * sizeof(*m->clean));
 	memset(s->hashes, 0, s->hashes_size * sizeof(*s->hashes));
 	begin(m, regs);
+}
+
+/* All schedules from the context `regs`. */
+int enumerate(struct search *s, const u64 *regs, u32 expect_df, u32 no_stack)
+{
+	struct machine *m = s->m;
+
+	start(s, regs, expect_df, no_stack);
 	for (u32 v = 0; v < NVEC && !enough(s); v++)
 		if (s->offered >> v & 1 && s->first >> v & 1 && open_gate(m, v, 0))
 			inject(s, v, s->budget, 0);
 	rollback(m, 0);
 	return m->nfindings ? FOUND : GOES_ON;
+}
+
+/* One step of a given schedule, events aside. */
+static int go_on(struct search *s, u32 *masked)
+{
+	struct machine *m = s->m;
+	const struct insn *in = insn_at(m, m->r[REG_RIP]);
+	u32 vector;
+	int st;
+
+	if (!in || !in->handler)
+		return step_fast(m, in);
+	vector = in->handler - 1;
+	st = at_handler(m, vector);
+	*masked &= ~(1u << vector);
+	return st;
+}
+
+/* A given schedule; REFUSES if one of its events cannot be delivered when it is due. */
+int follow_schedule(struct search *s, const u64 *regs, u32 expect_df, u32 no_stack, const struct event *events, u32 n)
+{
+	struct machine *m = s->m;
+	u32 masked = 0, steps = 0, next = 0;
+	u64 fuel = (u64)m->im->max_steps * (n + 1);
+	int st = GOES_ON;
+
+	start(s, regs, expect_df, no_stack);
+	while (st == GOES_ON && fuel-- && !m->overflow) {
+		const struct insn *in = insn_at(m, m->r[REG_RIP]);
+
+		if (in && in->place & COMMITTED && m->ninst) {
+			st = check_committed(m);
+			if (st == GOES_ON && m->early && !commit(s, 0, &masked))
+				st = FOUND;
+			if (st != GOES_ON)
+				break;
+		}
+		if (next < n && events[next].steps == steps) {
+			u32 vector = events[next++].vector;
+
+			if (!open_gate(m, vector, masked))
+				st = REFUSES;
+			else
+				st = push_event(m, vector);
+			if (vector == EVENT_DB || vector == EVENT_VC)
+				masked |= 1u << vector;
+			steps = 0;
+			continue;
+		}
+		if (!next) {
+			st = REFUSES;
+			break;
+		}
+		steps++;
+		st = go_on(s, &masked);
+	}
+	if (st == GOES_ON && !m->overflow) {
+		m->pc = m->r[REG_RIP];
+		report(m, P_ENDLESS, m->pc, NSLOTS, m->im->max_steps, 0);
+	}
+	m->executed++;
+	rollback(m, 0);
+	return next < n && st != FOUND ? REFUSES : st;
 }

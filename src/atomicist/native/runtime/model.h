@@ -113,6 +113,7 @@ struct image {
 	u32 claims;		/* the image has COMMITTED labels */
 	u32 reserve;		/* bytes a handler may count on */
 	u32 slot_bytes;
+	u32 exit_bytes;		/* of the entry stack, below who is on it */
 	u32 max_steps;
 	u32 ibrs;
 	u32 call_alignment;	/* of RSP + 8, where a handler starts */
@@ -272,6 +273,7 @@ struct machine {
 	struct page *pages;
 	struct region *regions;
 	struct region *main;	/* or NULL */
+	struct region *entry;	/* the entry stack, or NULL */
 	u32 tlb[256];
 	u32 root;
 	u64 r[NSLOTS];
@@ -320,7 +322,7 @@ struct machine {
 	u64 stray[4];		/* words stored where an event may overwrite them */
 	u32 nstray;
 	u32 refused_levels;	/* bit n: n levels were refused for want of room */
-	bool absolute;		/* the main stack was used by a fixed address */
+	u32 absolute;		/* bit set of region kinds that were used by a fixed address */
 	u32 no_stack;		/* the context's RSP is not a kernel stack's (gap) */
 	u32 overflow;		/* source line of a table that was too small, or 0 */
 
@@ -361,6 +363,7 @@ u32 mk_node(struct machine *m, u32 code, u32 size, u32 a, u64 va, u32 sa,
 void require(struct machine *m, u32 node, u64 val);
 void require_address(struct machine *m, u32 node, u64 va);
 void constrain(struct machine *m, u32 kind, u32 node, u64 val, int64_t low, int64_t high);
+void used_at(struct machine *m, u64 low, u64 high);
 void require_origin(struct machine *m, u32 slot, u64 val);
 void depend(struct machine *m, u32 node);
 u32 to_parent(struct machine *m, u32 node);

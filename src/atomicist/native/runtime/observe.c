@@ -57,11 +57,18 @@ struct region *main_stack(struct machine *m)
 	return m->main;
 }
 
-/* Do so many levels below `rsp` leave a handler less room than it may count on? */
+/*
+ * Do so many levels below `rsp` leave a handler less room than it may count on, or is there
+ * too little of the entry stack to come back by?
+ */
 bool no_room_for(struct machine *m, u64 rsp, u32 levels)
 {
 	struct region *main = main_stack(m);
-	u64 base = rsp >= main->bottom && rsp < main->top ? rsp & ~15ull : main->top;
+	u64 base;
+
+	if (m->entry && rsp - m->entry->bottom < m->im->exit_bytes)
+		return true;
+	base = rsp >= main->bottom && rsp < main->top ? rsp & ~15ull : main->top;
 
 	return base - (u64)levels * m->im->slot_bytes < main->bottom + m->im->reserve;
 }
@@ -113,8 +120,11 @@ void start_live(struct machine *m)
 		bool here = !from_user && !m->no_stack && rsp >= reg->bottom && rsp <= reg->top;
 		u64 live = reg->top;
 
+		/* in the SYSCALL gap the entry stack is empty: nobody comes or goes by it */
+		bool empty = (from_user && reg->kind != IRQ_STACK) || (m->no_stack && reg->kind == ENTRY_STACK);
+
 		if (reg->kind == TASK_STACK || reg->kind == ENTRY_STACK || reg->kind == IRQ_STACK)
-			live = here ? rsp : from_user && reg->kind != IRQ_STACK ? reg->top : reg->bottom;
+			live = here ? rsp : empty ? reg->top : reg->bottom;
 		else if (reg->kind == MAIN_STACK && here)
 			live = rsp;
 		set_live(m, reg, live);
@@ -247,6 +257,20 @@ static int check_frame(struct machine *m, struct instance *in, u64 regs, bool fi
 	return report(m, P_HANDLER_CONTEXT, regs, bad, bad_expected, bad_found);
 }
 
+/* What the handler's CR3 was compared in, if it is still the first context's; else all of it. */
+static void same_tables(struct machine *m)
+{
+	u64 cr3 = m->r[REG_CR3], mask = CR3_COMPARED | (m->im->user_root_bit ? CR3_USER_PCID : 0);
+	u32 node = leaf(m, REG_CR3);
+
+	if (is_origin(m, node, REG_CR3)) {
+		require(m, mk_node(m, CODE_INT_AND, 8, node, 0, 8, 0, mask, 8, cr3 & mask), cr3 & mask);
+	} else {
+		require(m, node, cr3);
+		require_origin(m, REG_CR3, m->inst[0].x[REG_CR3]);
+	}
+}
+
 static int check_environment(struct machine *m, const struct instance *in)
 {
 	struct region *reg = region_of(m, m->r[REG_RSP]);
@@ -258,7 +282,7 @@ static int check_environment(struct machine *m, const struct instance *in)
 	for (u32 i = 0; i < 4; i++) {
 		u64 found = m->r[slots[i]] & (slots[i] == REG_CR3 ? CR3_COMPARED : ~0ull);
 
-		if (m->shadow)
+		if (m->shadow && slots[i] != REG_CR3)
 			require(m, leaf(m, slots[i]), m->r[slots[i]]);
 		if (found != (expected[i] & (slots[i] == REG_CR3 ? CR3_COMPARED : ~0ull)))
 			return report(m, P_ENVIRONMENT, m->pc, slots[i], expected[i], m->r[slots[i]]);
@@ -266,7 +290,7 @@ static int check_environment(struct machine *m, const struct instance *in)
 	/* the PCID stays: with another's, what the handler's accesses leave in the TLB is wrong */
 	pcid = m->inst[0].x[REG_CR3] & CR3_PCID & ~(m->im->user_root_bit ? CR3_USER_PCID : 0);
 	if (m->shadow)
-		require_origin(m, REG_CR3, m->inst[0].x[REG_CR3]);
+		same_tables(m);
 	if ((m->r[REG_CR3] & CR3_PCID) != pcid)
 		return report(m, P_ENVIRONMENT, m->pc, REG_CR3, (m->im->kernel_cr3 & CR3_COMPARED) | pcid,
 			      m->r[REG_CR3]);
@@ -277,6 +301,11 @@ static int check_environment(struct machine *m, const struct instance *in)
 			return report(m, P_ENVIRONMENT, m->pc, REG_SPEC_CTRL, m->im->kernel_spec_ctrl,
 				      m->r[REG_SPEC_CTRL]);
 	}
+	/* on the main stack it could not */
+	if (m->shadow && in == m->inst)
+		require_origin(m, REG_CS, in->x[REG_CS]);
+	if (user(in->x) && reg && reg->kind == MAIN_STACK)
+		return report(m, P_ENVIRONMENT, m->pc, REG_RSP, 0, m->r[REG_RSP]);
 	/* where a handler may change tasks: the kernel saves as the user's GSBASE what it finds there */
 	if (user(in->x) && reg && reg->kind == TASK_STACK) {
 		if (m->r[REG_KERNEL_GSBASE] != in->x[REG_GSBASE])

@@ -116,6 +116,7 @@ struct search {
 	u32 hashes_size, nhashes;
 	u32 stop;		/* findings after which to stop */
 	u64 limit;		/* schedules after which to stop, unfinished; 0: none */
+	u32 alone;		/* a given schedule: nothing is merged */
 	u32 kept;		/* instances that belong to an event being tried */
 	u32 ngone, ntries;
 	u16 *cleans;		/* machine.clean, by event being tried */
@@ -138,5 +139,6 @@ struct totals {
 bool free_cells(struct search *s, struct scope *root, u32 slot, struct free_register *f);
 int certify(struct search *s, const u64 *regs, u32 vector, u32 expect_df, u32 no_stack);
 int enumerate(struct search *s, const u64 *regs, u32 expect_df, u32 no_stack);
+int follow_schedule(struct search *s, const u64 *regs, u32 expect_df, u32 no_stack, const struct event *events, u32 n);
 
 #endif

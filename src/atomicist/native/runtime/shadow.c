@@ -352,14 +352,23 @@ void require_origin(struct machine *m, u32 slot, u64 val)
 	m->scope = s;
 }
 
+/* Bytes `low` to `high` were used, at an address that is not computed from the interrupted RSP. */
+void used_at(struct machine *m, u64 low, u64 high)
+{
+	const struct region *const movable[] = { m->main, m->entry };
+
+	for (u32 i = 0; i < 2; i++)
+		if (movable[i] && high >= movable[i]->bottom && low < movable[i]->top)
+			m->absolute |= 1u << movable[i]->kind;
+}
+
 void constrain(struct machine *m, u32 kind, u32 node, u64 val, int64_t low, int64_t high)
 {
 	struct scope *s = m->scope;
-	struct region *main = kind == ADDRESS && !node ? main_stack(m) : NULL;
 	u64 whole = val;
 
-	if (main && val + (u64)high >= main->bottom && val + (u64)low < main->top)
-		m->absolute = true;
+	if (kind == ADDRESS && !node)
+		used_at(m, val + (u64)low, val + (u64)high);
 	/* of an address on a stack only the distance is stripped: it need not be a node */
 	while (node & LAZY) {
 		const struct lazy *l = &m->lazies[node & ~LAZY];
