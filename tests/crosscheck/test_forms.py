@@ -152,7 +152,23 @@ def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
     assert not none
     place.write_text(place.read_text()[:50])
     assert Kept(place).results == {}
-    assert key_of(some, options) != key_of(some[1:], options)
+    assert key_of(options) != key_of(dataclasses.replace(options, states=11))
+
+
+def test_what_is_kept_is_of_the_same_encodings(tmp_path: Path) -> None:
+    """Another image that has them is no reason to compare them again; another encoding is."""
+    form = Form("add", (bytes.fromhex("4801c0"),), ("x",))
+    options, place = Options(states=10, reference=5), tmp_path / "kept.json"
+    first, _ = crosscheck([form], options, Kept(place), lambda *_: None)
+    asked: list[int] = []
+    moved = dataclasses.replace(form, images=("y", "z"))
+    again, _ = crosscheck([moved], options, Kept(place), lambda done, *_: asked.append(done))
+    assert asked == [1]
+    assert again[0].images == ["y", "z"]
+    more = dataclasses.replace(form, encodings=(*form.encodings, bytes.fromhex("4801c1")))
+    other, _ = crosscheck([more], options, Kept(place), lambda done, *_: asked.append(done))
+    assert asked == [1, 0, 1]
+    assert other[0].key != first[0].key
 
 
 def test_two_workers_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from atomicist.native.engine import Emitted, NativeContext
+from atomicist.native.engine import Emitted, NativeContext, NativeEvent
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -61,3 +61,26 @@ class Met:
     def context(self) -> NativeContext:
         """With the events that lead to it."""
         return self.emitted[self.index]
+
+
+@dataclass(frozen=True, slots=True)
+class Leg:
+    """The events of one certificate, the instructions behind the last of them, and how
+    many more bytes of stack the handler had used where the leg ends."""
+
+    events: tuple[NativeEvent, ...]
+    steps: int
+    depth: int = 0
+
+
+def bits(flags: bytes) -> int:
+    """One bit for each byte of ``flags`` that is not zero."""
+    return int(bytes(flags[::-1]).translate(_DIGITS).decode(), 2) if flags else 0
+
+
+def all_below(words: int) -> int:
+    """All words up to the highest of ``words``."""
+    return (1 << words.bit_length()) - 1
+
+
+_DIGITS = bytes([0x30]) + bytes([0x31]) * 255

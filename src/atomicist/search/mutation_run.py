@@ -165,7 +165,8 @@ def first_finding(target: Target) -> tuple[Raw | None, str]:
 
 def close(quick: Quick, target: Target, batch: Sequence[Mutant]) -> list[Outcome]:
     """Close the image with all of ``batch`` in it; those found are taken out until it passes."""
-    left, done = list(batch), []
+    left = list(batch)
+    done: list[Outcome] = []
     while left:
         started = time.monotonic()
         raw, because = first_finding(quick.mutator.apply(tuple(left)))

@@ -19,24 +19,14 @@ from atomicist.isa.predictions import EXPOSED_VALUES
 from atomicist.isa.registers import REGISTERS
 from atomicist.machine.memory import WORD, Region
 from atomicist.machine.target import Target
-from atomicist.native.engine import NativeContext, NativeEvent, NativeResult
+from atomicist.native.engine import NativeContext, NativeResult
 from atomicist.native.tables import CR3_USER_PCID, KEY_SLOTS
-from atomicist.search.met import Group, Met, Way
+from atomicist.search.met import Group, Leg, Met, Way, all_below, bits
 from atomicist.spec.contexts import Context, from_key
 
 _KEY = tuple(REGISTERS[name].slot for name in KEY_SLOTS if name != "RSP")
 _RSP, _RIP, _CS = (REGISTERS[name].slot for name in ("RSP", "RIP", "CS"))
 _AT_RSP = KEY_SLOTS.index("RSP")
-
-
-@dataclass(frozen=True, slots=True)
-class Leg:
-    """The events of one certificate, the instructions behind the last of them, and how
-    many more bytes of stack the handler had used where the leg ends."""
-
-    events: tuple[NativeEvent, ...]
-    steps: int
-    depth: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +198,7 @@ class Reach:
         own_rsps = values.pop(_AT_RSP)
         rsps = -1
         for r in results:
-            rsps &= _bits(r.covers_rsp)
+            rsps &= bits(r.covers_rsp)
         flags = zip(*(r.covers for r in results), strict=True)
         rips = frozenset(va for va, some in zip(self._index, flags, strict=False) if all(some))
         if not sound:
@@ -260,7 +250,7 @@ class Reach:
     def _spread_alone(self, met: dict[Way, list[Met]], name: str) -> None:
         """What follows from a context that belongs to no group."""
         for way, some in met.items():
-            words = _all_below(1 << way.bit) if way.handler and way.group.region >= 0 else 1 << way.bit
+            words = all_below(1 << way.bit) if way.handler and way.group.region >= 0 else 1 << way.bit
             for m in some:
                 self._add(way.group, m.rip, words, _Source(name, None, m, way.group, 1))
 
@@ -271,7 +261,7 @@ class Reach:
         for way, some in met.items():
             where = way.group_for(member)
             bit = way.bit + (shift if way.relative and where.region >= 0 else 0)
-            words = _all_below(1 << bit) if way.handler and where.region >= 0 else 1 << bit
+            words = all_below(1 << bit) if way.handler and where.region >= 0 else 1 << bit
             for m in some:
                 self._add(where, m.rip, words, _Source(other.name, None, m, where, 1))
 
@@ -312,7 +302,7 @@ class Reach:
                 shift = way.bit - certificate.bit
                 words = new << shift if shift >= 0 else new >> -shift
             if way.handler and where.region >= 0:
-                words = _all_below(words)
+                words = all_below(words)
             changed |= self._add_all(where, some, words, certificate, group, new)
         return changed
 
@@ -404,16 +394,3 @@ class Reach:
     def size(self) -> int:
         """How many contexts were met."""
         return sum(known.words.bit_count() for sets in self._sets.values() for known in sets.by_rip.values())
-
-
-def _bits(flags: bytes) -> int:
-    """One bit for each byte of ``flags`` that is not zero."""
-    return int(bytes(flags[::-1]).translate(_DIGITS).decode(), 2) if flags else 0
-
-
-def _all_below(words: int) -> int:
-    """All words up to the highest of ``words``."""
-    return (1 << words.bit_length()) - 1
-
-
-_DIGITS = bytes([0x30]) + bytes([0x31]) * 255

@@ -27,11 +27,9 @@ USER_PCID_BIT: Final = 0x800
 OTHER_PCID: Final = 6
 """Linux uses 1 to 6 (TLB_NR_DYN_ASIDS); 1, the kernel's of the other contexts, and 6 differ in each of the bits."""
 SPEC_CTRL_IBRS: Final = 1
-VARIED: Final = re.compile(r"\+(rsp|rip|gsbase)\.([0-9a-f]{1,16})\Z")
-"""A register that `varied` has set, in a context's name."""
+VARIED: Final = re.compile(r"\+(rsp|rip|gsbase)\.([0-9a-f]{1,16})\Z")  # what `varied` has set, in a name
 USER_TEXT: Final = 0x0000_5555_5555_4321
-KERNEL_TEXT_OFFSET: Final = 0x40_0000
-"""Where, above the entry text, the interrupted kernel code is taken to be."""
+KERNEL_TEXT_OFFSET: Final = 0x40_0000  # above the entry text: where interrupted kernel code is
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,13 +352,15 @@ def _edges(target: Target) -> Iterator[Context]:
                 f"kernel mode with RSP at the {end} of {region.name} but RIP in no atomic entry",
                 _file(_kernel(target, rsp)), expect_df=True, only="" if outer else EVENTS[0],
             )  # fmt: skip
-    names = [(f"__atomic_ist_{v.lower()}_text", f"atomic_ist_committed_{v.lower()}") for v in EVENTS]
     known = target.symbols
-    texts = [(known[start], known[end]) for start, end in names if start in known and end in known]
-    for start, end in texts if task is not None else []:
-        inside = [va for va in target.insns if start <= va < end]
+    names = [(f"__atomic_ist_{v.lower()}_text", f"atomic_ist_committed_{v.lower()}") for v in EVENTS]
+    texts = [(known[a], known[b]) for a, b in names if a in known and b in known]
+    if task is None:
+        return
+    for start, behind in texts:
+        inside = [va for va in target.insns if start <= va < behind]
         for name, va in (("first", min(inside)), ("last", max(inside))):
-            outer = start == min(texts)[0] if name == "first" else end == max(texts)[1]
+            outer = start == min(texts)[0] if name == "first" else behind == max(texts)[1]
             where = target.symbolize(va)
             yield Context(
                 f"contradiction-rip-{name}-{where}",
