@@ -29,7 +29,7 @@ def test_counts_add_up() -> None:
 
 def test_tables_say_what_happened() -> None:
     text = markdown([TABLES])
-    assert "3 instructions, 3 mutants: 1 killed, 1 equivalent, 1 not explained." in text
+    assert "3 instructions, 3 mutants: 1 killed, 1 equivalent, 1 not explained; 1 s." in text
     assert "| IST001 | 1 | 250.0 |" in text
     assert "| never executed | one event | 1 |" in text
     assert "| out of reach | 2 |" in text

@@ -212,3 +212,40 @@ def test_a_blocked_nmi_stays_blocked_lets_the_naive_entry_escape(
         "if (vector == EVENT_NMI && (m->r[REG_NMI_BLOCKED] || m->ninst))",
     )  # fmt: skip
     assert not second_nmi_loses()
+
+
+SHADOW = {
+    "certify.c": "absent >> v & 1 || (m->r[REG_SHADOW] && v != EVENT_MC)",
+    "enumerate.c": "!m->im->gates[vector].present || (m->r[REG_SHADOW] && vector != EVENT_MC)",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", SHADOW)
+def test_behind_mov_ss_only_a_machine_check_comes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, file: str
+) -> None:
+    """MOV SS changes nothing else, so that no entry is right or wrong because of this gate; but what
+    was tried behind it tells."""
+    kernel = shutil.copytree(bare.kernel_source(), tmp_path / "kernel")
+    vector = kernel / "atomic_ist_vector.S"
+    text, saved = vector.read_text(), "\tmovq\t%rsp, %rdi\n\tjmp\tV(atomic_ist_copy)\n"
+    assert text.count(saved) == 1
+    vector.write_text(text.replace(saved, "\tmovl\t$0x18, %eax\n\tmovl\t%eax, %ss\n" + saved))
+    (kernel / "bare" / "check.sh").write_text("#!/bin/sh\n")
+    target = bare.load(bare.build(kernel, BareConfig(), tmp_path), BareConfig())
+    (mov,) = [i for i in target.insns.values() if i.text == "mov ss, eax" and "nmi" in target.symbolize(i.va)]
+    user = next(c for c in contexts(target) if c.name == "user")
+
+    def tried() -> set[str]:
+        with new_engine(target) as engine:
+            if file == "certify.c":
+                counts = engine.certify(user.registers, NMI, expect_df=False, no_stack=False).injected[1]
+            else:
+                counts = engine.enumerate(user.registers, budget=2, offered=15, first=1 << NMI).injected[0]
+        at = sorted(target.insns).index(mov.next)
+        return {e for v, e in enumerate(EVENTS) if any(counts[8 * (len(EVENTS) * at + v) :][:8])}
+
+    assert tried() == {"MC"}
+    changed(monkeypatch, file, SHADOW[file], SHADOW[file].partition(" || ")[0])
+    assert tried() == {"DB", "MC", "VC"}

@@ -6,8 +6,8 @@ finding are halves of them tried, and halves of these; a mutant counts as found 
 found alone.  What is found together and by neither half alone is two mutants that
 meet: they are put into different images.
 
-A certificate that executes none of a mutant's instructions in the unchanged image does the
-same with the mutant, so it is not asked.
+A certificate that executes none of the mutated instructions in the unchanged image does the
+same with the mutants, so it is not asked.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 from atomicist.image.mutate import Change, Mutant
 from atomicist.machine.target import Target
 from atomicist.native.engine import NativeResult
 from atomicist.native.patch import PatchError
-from atomicist.search.mutation import Outcome, Part, Quick, executes, killed, look
+from atomicist.search.mutation import Outcome, Part, Quick, executes, held, killed, look
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +43,22 @@ def wrong(target: Target, mutant: Mutant, part: Part, result: NativeResult, by: 
     """What ``result`` says against ``mutant``: a finding, or that it says nothing for certain."""
     if result.findings:
         return killed(target, mutant, part, result.findings[0], by)
+    if differs(part, result):
+        return Outcome(mutant.name, "passed", OTHERWISE)
     if result.overflow or result.dependence is not None:
         why = "a table overflowed" if result.overflow else "the outcome depends on what it may not"
         return Outcome(mutant.name, "killed", by or part.step, "not closed", part.context.name, why)
     return None
+
+
+OTHERWISE: Final = "certificate, otherwise"
+"""How a mutant was decided with which a certificate holds for less, or meets something new."""
+
+
+def differs(part: Part, result: NativeResult) -> bool:
+    """Whether the certificate ``result`` of ``part`` does not serve for that of the unchanged image."""
+    fine = not result.findings and not result.overflow and result.dependence is None
+    return fine and part.held is not None and not held(result).serves_for(part.held)
 
 
 class Group:
@@ -65,7 +78,8 @@ class Group:
                 result = look(self._quick.engine, part)
         except PatchError as e:
             raise ValueError(f"{len(some)} mutants do not fit: {e}") from e
-        return result if result.findings or result.overflow or result.dependence is not None else None
+        bad = result.findings or result.overflow or result.dependence is not None or differs(part, result)
+        return result if bad else None
 
     def _search(self, some: Sequence[Member], part: Part, by: str) -> list[Outcome]:
         """Those of ``some`` that are found in ``part`` alone; they are found there together."""
@@ -74,15 +88,18 @@ class Group:
             outcome = wrong(self._target, some[0].mutant, part, result, by) if result else None
             return [outcome] if outcome else []
         half = len(some) // 2
-        outcomes = []
-        for those in (some[:half], some[half:]):
-            if len(those) == 1 or self._shows(those, part) is not None:
-                outcomes += self._search(those, part, by)
-        return outcomes
+        if half == 1 or self._shows(some[:half], part) is not None:
+            found = self._search(some[:half], part, by)
+            if found:
+                return found
+        # it is in the other half, or else shown by both together only; more are found the next time
+        return self._search(some[half:], part, by)
 
     def ask(self, part: Part, by: str = "") -> bool:
         """Take out of ``left`` what is found in ``part``. Whether there was anything."""
-        some = [m for m in self.left if executes(part, m.touched)] if part.ran else list(self.left)
+        if part.ran and not any(executes(part, m.touched) for m in self.left):
+            return False
+        some = list(self.left)
         anything = False
         while some:
             started = time.monotonic()
@@ -102,8 +119,11 @@ class Group:
         return anything
 
 
-def ask_all(quick: Quick, target: Target, some: Sequence[Mutant], parts: Sequence[Part]) -> list[Outcome]:
-    """The outcomes of mutants that can be in one image, after all of ``parts``: killed or passed."""
+def ask_all(
+    quick: Quick, target: Target, some: Sequence[Mutant], parts: Sequence[Part], by: str = "certificate"
+) -> list[Outcome]:
+    """The outcomes of mutants that can be in one image, after all of ``parts``: killed, or passed
+    ``by`` these, or `OTHERWISE`."""
     waiting = [list(members(quick, some))]
     done: dict[str, Outcome] = {}
     while waiting:
@@ -111,7 +131,7 @@ def ask_all(quick: Quick, target: Target, some: Sequence[Mutant], parts: Sequenc
         for part in parts:
             group.ask(part)
         done |= {o.name: o for o in group.found}
-        done |= {m.mutant.name: Outcome(m.mutant.name, "passed", "certificate") for m in group.left}
+        done |= {m.mutant.name: Outcome(m.mutant.name, "passed", by) for m in group.left}
         if group.apart:
             waiting.append(group.apart)
     return [done[m.name] for m in some]

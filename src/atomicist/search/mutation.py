@@ -11,9 +11,12 @@
 3. What is left is put into images of many mutants (`grouped`), and those are given every
    certificate that closing the unchanged image took, if it executes one of them.  Where
    there is a finding, halves are tried, and halves of these, until it is shown by mutants alone.
-4. What is left then is closed from the start, again many mutants in one image: where the image
-   has no finding, none of its mutants has one of its own.  A mutant that passes needs an argument
-   besides (`equivalence`, or a named exception), since others in the image might hide it.
+   A certificate that holds for what it held for in the unchanged image, and meets nothing else,
+   serves in its place; so if all do, the image with these mutants is closed.
+4. Mutants with which a certificate holds for less, or meets something new, are closed from the start,
+   again many in one image.  Where an image is closed without a finding, none of its mutants has one
+   of its own.  A mutant that passes needs an argument besides (`equivalence`, or a named exception),
+   since others in the image might hide it.
 
 Every step is in the order of the image, so the result does not depend on the workers.
 """
@@ -52,16 +55,52 @@ _EXECUTED, _FELL, _WENT = 1, 2, 4
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """What a certificate holds for, and the contexts that it meets (`NativeResult`)."""
+
+    covers: bytes
+    covers_rsp: bytes
+    covers_key: tuple[frozenset[int], ...]
+    cells: tuple[tuple[tuple[int, bool], ...] | None, ...]
+    shapes: frozenset[bytes]
+
+    def serves_for(self, other: Held) -> bool:
+        """Whether it holds for all that ``other`` holds for, and meets nothing that ``other``
+        does not: a closed search that has ``other`` is closed with this one in its place."""
+        return (
+            _no_less(self.covers, other.covers)
+            and _no_less(self.covers_rsp, other.covers_rsp)
+            and all(a >= b for a, b in zip(self.covers_key, other.covers_key, strict=True))
+            and self.cells == other.cells
+            and self.shapes <= other.shapes
+        )
+
+
+def held(result: NativeResult) -> Held:
+    """What the certificate ``result`` holds for."""
+    return Held(
+        result.covers, result.covers_rsp, result.covers_key, result.cells, frozenset(result.emitted.shapes())
+    )
+
+
+def _no_less(a: bytes, b: bytes) -> bool:
+    """Whether ``a`` has a flag wherever ``b`` has one."""
+    return int.from_bytes(b, "little") & ~int.from_bytes(a, "little") == 0
+
+
+@dataclass(frozen=True, slots=True)
 class Part:
     """A part of the search: from ``context``, ``first`` first: that one event alone, with
     ``second`` another one at each of the first boundaries behind it, or with ``closed`` a
-    certificate, which has them all.  ``ran``: what the unchanged image executes."""
+    certificate, which has them all.  ``ran``: what the unchanged image executes;
+    ``held``: what that certificate holds for there."""
 
     context: Context
     first: int
     closed: bool = False
     ran: bytes = b""
     second: int | None = None
+    held: Held | None = None
 
     @property
     def step(self) -> str:

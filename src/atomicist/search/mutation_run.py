@@ -26,8 +26,8 @@ from atomicist.machine.target import Target
 from atomicist.native.engine import NativeResult
 from atomicist.search import workers
 from atomicist.search.certificate import Raw, certify
-from atomicist.search.grouped import Group, ask_all, members
-from atomicist.search.mutation import Outcome, Part, Quick, batches, by_name, chunks
+from atomicist.search.grouped import OTHERWISE, Group, ask_all, members
+from atomicist.search.mutation import Outcome, Part, Quick, batches, by_name, chunks, held
 from atomicist.search.progress import Listener, Progress
 from atomicist.search.workers import default_workers
 
@@ -133,12 +133,13 @@ def _chunk(number: int) -> tuple[str, list[Outcome]]:
 def _ask_some(number: int) -> tuple[str, list[Outcome]]:
     batch = _here.batches[number]
     some = [p for p in _here.parts if p.context.name in FIRST]
-    return batch_name("ask some", batch), ask_all(*_quick(), batch, some)
+    # what passes here is asked again
+    return batch_name("ask some", batch), ask_all(*_quick(), batch, [replace(p, held=None) for p in some])
 
 
 def _ask(number: int) -> tuple[str, list[Outcome]]:
     batch = _here.batches[number]
-    return batch_name("ask", batch), ask_all(*_quick(), batch, _here.parts)
+    return batch_name("ask", batch), ask_all(*_quick(), batch, _here.parts, "closed")
 
 
 def _close(number: int) -> tuple[str, list[Outcome]]:
@@ -164,7 +165,8 @@ def first_finding(target: Target) -> tuple[Raw | None, str]:
 
 def close(quick: Quick, target: Target, batch: Sequence[Mutant]) -> list[Outcome]:
     """Close the image with all of ``batch`` in it; those found are taken out until it passes."""
-    left, done = list(batch), []
+    left = list(batch)
+    done: list[Outcome] = []
     while left:
         started = time.monotonic()
         raw, because = first_finding(quick.mutator.apply(tuple(left)))
@@ -191,12 +193,18 @@ class _Watching(workers.Workers):
     """Workers whose engines tell what they executed in each certificate."""
 
     parts: ClassVar[list[Part]] = []
+    tried: ClassVar[Sequence[Sequence[int]]] = ()
+
+    def __init__(self, target: Target, count: int, candidates: Sequence[Sequence[int]] = ()) -> None:
+        super().__init__(target, count, candidates)
+        _Watching.tried = candidates
 
     def map(self, function: Callable[[Any], Any], tasks: Any) -> Iterator[Any]:
         tasks = list(tasks)
         answers = super().map(functools.partial(_watched, function), tasks)
         for task, (answer, ran) in zip(tasks, answers, strict=False):
-            self.parts.append(Part(task.context, task.vector, closed=True, ran=ran))
+            part = Part(task.context, task.vector, closed=True, ran=ran, held=held(answer))
+            self.parts.append(part)
             yield answer
 
 
@@ -253,6 +261,7 @@ def run(
         _here.parts = closed_parts(target, count, listener)
         ran = what_ran(_here.parts)
         _here.quick, _here.target = Quick(target, ran), target
+        _here.quick.engine.candidates(_Watching.tried)
         _here.chunks = chunks(mutants)
         names = [f"probe {i}" for i in range(len(_here.chunks))]
         for portion in _portions(journal, names, _chunk, count, "probing mutants", len(mutants), listener):
@@ -262,7 +271,7 @@ def run(
             ("ask", _ask, "certifying survivors"),
             ("close", _close, "closing survivors"),
         ):
-            waiting = [m for m in mutants if _undecided(outcomes[m.name])]
+            waiting = [m for m in mutants if _undecided(outcomes[m.name], what)]
             _here.batches = batches(_here.quick.mutator, waiting, MOST)
             names = [batch_name(what, b) for b in _here.batches]
             for portion in _portions(journal, names, work, count, stage, len(waiting), listener):
@@ -282,8 +291,11 @@ def run(
     )  # fmt: skip
 
 
-def _undecided(outcome: Outcome) -> bool:
-    """Whether the next step is to look at it: found by none yet, and reached."""
+def _undecided(outcome: Outcome, what: str) -> bool:
+    """Whether the step ``what`` is to look at it: found by none yet, and reached; for the last, not
+    yet part of an image that is closed."""
+    if what == "close":
+        return outcome.by in (OTHERWISE, f"argued; {OTHERWISE}")
     return outcome.status == "passed" or (outcome.status == "equivalent" and outcome.by != "closed")
 
 
@@ -291,6 +303,8 @@ def _after(before: Outcome, after: Outcome) -> Outcome:
     """The outcome after a step, of what was argued or not before."""
     if after.status == "killed":
         return after
+    if after.by == OTHERWISE and before.reason:
+        return replace(before, by=f"argued; {OTHERWISE}")
     if after.by != "closed":
         return before if before.reason else after
     if before.reason:

@@ -354,13 +354,15 @@ def _edges(target: Target) -> Iterator[Context]:
                 f"kernel mode with RSP at the {end} of {region.name} but RIP in no atomic entry",
                 _file(_kernel(target, rsp)), expect_df=True, only="" if outer else EVENTS[0],
             )  # fmt: skip
-    names = [(f"__atomic_ist_{v.lower()}_text", f"atomic_ist_committed_{v.lower()}") for v in EVENTS]
     known = target.symbols
-    texts = [(known[start], known[end]) for start, end in names if start in known and end in known]
-    for start, end in texts if task is not None else []:
-        inside = [va for va in target.insns if start <= va < end]
+    names = [(f"__atomic_ist_{v.lower()}_text", f"atomic_ist_committed_{v.lower()}") for v in EVENTS]
+    texts = [(known[a], known[b]) for a, b in names if a in known and b in known]
+    if task is None:
+        return
+    for start, behind in texts:
+        inside = [va for va in target.insns if start <= va < behind]
         for name, va in (("first", min(inside)), ("last", max(inside))):
-            outer = start == min(texts)[0] if name == "first" else end == max(texts)[1]
+            outer = start == min(texts)[0] if name == "first" else behind == max(texts)[1]
             where = target.symbolize(va)
             yield Context(
                 f"contradiction-rip-{name}-{where}",

@@ -57,7 +57,8 @@ _TABLE: Final = (
              "A %gs: access happened while GSBASE was not the kernel's.",
              "Set GSBASE before the access, from a source that the user does not control."),
     Property("IST011", "ENVIRONMENT", "handlers run in the kernel's environment",
-             "A handler was called with the user's GSBASE or CR3, with AC or DF set, or on an unaligned stack.",
+             "A handler was called with the user's GSBASE or CR3, with another context's PCID, with AC or DF set, on an "
+             "unaligned stack, or for user mode on the main stack, where it could not change tasks.",
              "Compare the prologue with the property's register."),
     Property("IST012", "NO_ROOM", "a handler on the main stack has the room it may count on",
              "Entries were stacked so deep that the handler's reserve is used up, and nobody noticed.",
