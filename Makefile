@@ -55,9 +55,10 @@ kernel-image: setup ## fetch Debian's kernel image to build/kernel-image/vmlinuz
 bench: setup ## measure
 	@$(BIN)/python bench/run.py $(ARGS)
 
-fuzz: setup ## damaged files for every reader, a million; ARGS="--cases N --minutes M"; goes on where it stopped
+fuzz: setup ## damaged files for every reader, a million; goes on where it stopped; ATHERIS=1: guided by coverage
 	@tools/kernel-image
-	@$(BIN)/python tools/fuzz.py $(ARGS)
+	@$(if $(ATHERIS),$(BIN)/pip install -q 'atheris>=3.0')
+	@$(BIN)/python $(if $(ATHERIS),tools/fuzz_coverage.py,tools/fuzz.py) $(ARGS)
 
 crosscheck: setup ## 100,000 states of each instruction form of every image, in every engine; goes on where it stopped
 	@tools/kernel-image

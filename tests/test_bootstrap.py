@@ -387,7 +387,7 @@ def test_two_at_once(ready: Machine) -> None:
 def test_unknown_argument(ready: Machine) -> None:
     result = ready.run("--instal")
     assert result.returncode == 2
-    assert result.stderr == "usage: tools/bootstrap [--no-install] [--browser]\n"
+    assert result.stderr == "usage: tools/bootstrap [--no-install] [--browser] [--kernel]\n"
 
 
 @pytest.mark.parametrize("target", ["verify", "test", "bench", "kernel-image"])
@@ -396,3 +396,13 @@ def test_make_passes_arguments(target: str) -> None:
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
     assert lines[0].split()[0] == "tools/bootstrap"
     assert lines[-1].endswith(" --specimen naive")
+
+
+def test_what_building_a_kernel_takes(ready: Machine) -> None:
+    result = ready.run("--kernel", "--no-install")
+    assert result.returncode == 2
+    line = result.stderr.splitlines()[-1].split()
+    # What is looked for by its file, not on PATH, may be on this machine.
+    by_file = {"libelf-dev", "libssl-dev", "linux-source-6.1"}
+    wanted = {"git", "make", "flex", "bison", "bc", "cpio", "perl", "ccache", "sparse", "xz-utils", "dwarves"}
+    assert wanted <= set(line[line.index("--no-install-recommends") + 1 :]) <= wanted | by_file

@@ -3,7 +3,6 @@
 
     tools/fuzz.py [--cases N] [--minutes M] [--workers N]    all readers
     tools/fuzz.py --case elf:1234                            one case again, with its traceback
-    tools/fuzz.py --coverage elf [--minutes M]               guided by coverage (pip install '.[fuzz]')
 
 A crash is any exception but the reader's own, the death of the process, 20 s of CPU time for one case, or
 more than 1 GB of memory.  Its bytes are kept in build/fuzz/, and the exit status is 1.
@@ -197,31 +196,6 @@ def run(cases: int, minutes: float, workers: int) -> int:
     return 1 if state.crashes else 0
 
 
-def coverage(name: str, minutes: float) -> int:
-    """Let atheris look for inputs that reach new code."""
-    try:
-        import atheris  # noqa: PLC0415
-    except ImportError:
-        print("fuzz: atheris is not installed: .venv/bin/pip install '.[fuzz]'", file=sys.stderr)
-        return 2
-    corpus = PLACE / f"corpus-{name}"
-    corpus.mkdir(parents=True, exist_ok=True)
-    for number in range(200):
-        (corpus / f"seed-{number}").write_bytes(case(name, number))
-    atheris.instrument_all()
-    options = [f"-max_total_time={int(60 * minutes)}"] if minutes else []
-    limits = [
-        f"-rss_limit_mb={(MEMORY >> 20) + 512}",
-        f"-timeout={CPU_SECONDS}",
-        f"-artifact_prefix={PLACE}/{name}-",
-    ]
-    atheris.Setup(
-        [sys.argv[0], *options, *limits, str(corpus)], lambda data: attempt(READERS[name], data) and None
-    )
-    atheris.Fuzz()
-    return 0
-
-
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description="Feed damaged files to every reader.")
@@ -229,9 +203,6 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=0, help="stop after this time")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--case", metavar="READER:NUMBER", help="run one case here")
-    parser.add_argument(
-        "--coverage", metavar="READER", choices=READERS, help="guided by coverage, with atheris"
-    )
     args = parser.parse_args()
     if args.case:
         name, _, number = args.case.partition(":")
@@ -239,8 +210,6 @@ def main() -> int:
             parser.error(f"--case is READER:NUMBER, the readers are {', '.join(READERS)}")
         print("read" if attempt(READERS[name], case(name, int(number))) else "refused")
         return 0
-    if args.coverage:
-        return coverage(args.coverage, args.minutes)
     return run(args.cases, args.minutes, args.workers)
 
 

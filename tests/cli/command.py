@@ -20,6 +20,6 @@ def environment(**more: str) -> dict[str, str]:
 def run(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
     """The finished command; stdin is empty."""
     return subprocess.run(
-        [*COMMAND, *words], capture_output=True, text=True, check=False, timeout=120, env=environment(**more),
+        [*COMMAND, *words], capture_output=True, text=True, check=False, timeout=900, env=environment(**more),
         stdin=subprocess.DEVNULL,
     )  # fmt: skip

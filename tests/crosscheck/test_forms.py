@@ -10,10 +10,11 @@ import pytest
 
 from atomicist.cli.main import main
 from atomicist.crosscheck import engines
+from atomicist.crosscheck.document import markdown
 from atomicist.crosscheck.engines import Host, MissingError, Native, import_unicorn
 from atomicist.crosscheck.forms import BAD, Form, form_of, forms
 from atomicist.crosscheck.generate import Generator
-from atomicist.crosscheck.run import Kept, Options, compare_forms, crosscheck, key_of, spread
+from atomicist.crosscheck.run import FormResult, Kept, Options, compare_forms, crosscheck, key_of, spread
 from atomicist.image.bare import BareConfig, build, kernel_source, load
 from atomicist.isa.arithmetic import PURE
 from atomicist.isa.ir import Code
@@ -151,7 +152,23 @@ def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
     assert not none
     place.write_text(place.read_text()[:50])
     assert Kept(place).results == {}
-    assert key_of(some, options) != key_of(some[1:], options)
+    assert key_of(options) != key_of(dataclasses.replace(options, states=11))
+
+
+def test_what_is_kept_is_of_the_same_encodings(tmp_path: Path) -> None:
+    """Another image that has them is no reason to compare them again; another encoding is."""
+    form = Form("add", (bytes.fromhex("4801c0"),), ("x",))
+    options, place = Options(states=10, reference=5), tmp_path / "kept.json"
+    first, _ = crosscheck([form], options, Kept(place), lambda *_: None)
+    asked: list[int] = []
+    moved = dataclasses.replace(form, images=("y", "z"))
+    again, _ = crosscheck([moved], options, Kept(place), lambda done, *_: asked.append(done))
+    assert asked == [1]
+    assert again[0].images == ["y", "z"]
+    more = dataclasses.replace(form, encodings=(*form.encodings, bytes.fromhex("4801c1")))
+    other, _ = crosscheck([more], options, Kept(place), lambda done, *_: asked.append(done))
+    assert asked == [1, 0, 1]
+    assert other[0].key != first[0].key
 
 
 def test_two_workers_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,6 +179,19 @@ def test_two_workers_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
         for n in (1, 2)
     )
     assert one == two
+
+
+def test_the_document_says_what_was_compared_and_what_differs() -> None:
+    alone = FormResult("hlt", 1, 1, ["b"], 50, 0, 50, 50, alone=engines.NO_OPINION["hlt"])
+    wrong = FormResult("add", 2, 9, ["a", "b"], 50, 50, 0, 50, 50, 40, mismatches=1, words=["add x: differs"])
+    options = Options(states=50, reference=50)
+    text = markdown([wrong, alone], options, {"processor": "some"}, complete=False)
+    assert "| mismatches | 1 |" in text
+    assert "- add x: differs" in text
+    assert "| `add` | 2 of 9 | 50 | 50 | 50 | 40 | 0 | 1 |" in text
+    assert f"- `hlt`: {engines.NO_OPINION['hlt']}" in text
+    assert "was cut short" in text
+    assert "was cut short" not in markdown([alone], options, {}, complete=True)
 
 
 def test_unicorn_missing_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         states=args.states, reference=min(args.reference, args.states), unicorn=not args.without_unicorn,
         host=args.host, workers=args.workers, seconds=60 * args.minutes,
     )  # fmt: skip
-    kept = Kept(cache_dir() / f"crosscheck-{key_of(some, options)}.json")
+    kept = Kept(cache_dir() / f"crosscheck-{key_of(options)}.json")
     if args.fresh:
         kept.results = {}
     started = time.monotonic()

@@ -18,4 +18,4 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Boot; the exit status."""
-    return linux_stress.run_boots(args, (), "stress")
+    return linux_stress.run_boots(args, "boot", (), "stress")

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
         row: dict[str, Any] = {"boot": boot.name, "paths": []}
         for context in CONTEXTS:
             progress(f"{boot.name}: counting from {context} mode", now=terminal.live)
-            with Linux(kernel, boot, linux_guest.log(boot), snapshots=True) as linux:
+            with Linux(kernel, boot, linux_guest.log(boot, "cost"), snapshots=True) as linux:
                 for path in paths(Attacker(linux, context), context):
                     row["paths"].append(dataclasses.asdict(path) | {"total": path.total})
                     table.add_row(
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
                         str(path.total),
                     )  # fmt: skip
         progress(f"{boot.name}: NMIs a second", now=terminal.live)
-        with Linux(kernel, boot, linux_guest.log(boot)) as linux:
+        with Linux(kernel, boot, linux_guest.log(boot, "cost")) as linux:
             row["nmis_per_second"] = round(rate(linux))
         progress.clear()
         found.append(row)

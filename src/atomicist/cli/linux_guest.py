@@ -74,9 +74,9 @@ def boots(args: argparse.Namespace, default: Sequence[str] = ()) -> list[Boot]:
     return [named(b, entry) for b in chosen for entry in (args.entry or [""])]
 
 
-def log(boot: Boot) -> Path:
-    """Where the console of ``boot`` is kept."""
-    name = re.sub(r"[^\w=.-]+", "-", boot.name)
+def log(boot: Boot, purpose: str) -> Path:
+    """Where the console of ``boot`` is kept: runs for different purposes do not share one."""
+    name = re.sub(r"[^\w=.-]+", "-", f"{purpose} {boot.name}")
     return cache_dir() / "guest-logs" / f"{name}.log"
 
 

@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     for boot in boots:
         for context in args.context or CONTEXTS:
             progress(f"{boot.name}: booting", now=terminal.live)
-            with Linux(kernel, boot, linux_guest.log(boot), snapshots=True) as linux:
+            with Linux(kernel, boot, linux_guest.log(boot, f"inject {context}"), snapshots=True) as linux:
                 attacker = Attacker(linux, context)
                 under = attacker.under
                 for events in orders:

@@ -39,6 +39,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--boot", action="append", default=[], metavar="NAME", help="boot each step only this way (all)"
     )
+    parser.add_argument(
+        "--strict", action="store_true",
+        help="build each step with CONFIG_DEBUG_ENTRY, for objtool's check of noinstr code",
+    )  # fmt: skip
     parser.add_argument("--work", type=Path, metavar="DIR", help="that copy; it stays (default: TREE.bisect)")
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="compilers at a time (%(default)s)"
@@ -68,7 +72,9 @@ def run(args: argparse.Namespace) -> int:
         for line in series.remarks:
             terminal.say(f"  checkpatch: {line}")
         bad = bool(series.remarks)
-        terminal.say(f"{args.output}: {count(len(series.patches) - 1, 'patch')} and a cover letter")
+        terminal.say(
+            f"{args.output}: {count(len(series.patches) - 1, 'patch', 'patches')} and a cover letter"
+        )
         found = {
             "patches": [str(p) for p in series.patches], "added": size.added, "removed": size.removed,
             "asm_added": size.asm_added, "asm_removed": size.asm_removed,
@@ -105,4 +111,4 @@ def _bisect(args: argparse.Namespace, tables: Tables, terminal: Terminal) -> dic
         return lines
 
     work = args.work or args.tree.with_name(f"{args.tree.name}.bisect")
-    return bisect(args.tree, tables, work, check)
+    return bisect(args.tree, tables, work, check, strict=args.strict)

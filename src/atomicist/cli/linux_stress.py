@@ -37,11 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser, seconds: float) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Stress; the exit status."""
-    return run_boots(args, ("default",), "inject")
+    return run_boots(args, "stress", ("default",), "inject")
 
 
-def run_boots(args: argparse.Namespace, default: Sequence[str], following: str) -> int:
-    """Run the self-test in every boot that is asked for; the exit status."""
+def run_boots(args: argparse.Namespace, verb: str, default: Sequence[str], following: str) -> int:
+    """Run the self-test in every boot that is asked for; the status. ``following``: the verb after it."""
     if args.seconds <= 0:
         raise UsageError("--seconds must be more than 0")
     kernel, boots = linux_guest.image(args), linux_guest.boots(args, default)
@@ -50,7 +50,7 @@ def run_boots(args: argparse.Namespace, default: Sequence[str], following: str) 
     reports = []
     for boot in boots:
         progress(f"{boot.name}: booting", now=terminal.live)
-        with Linux(kernel, boot, linux_guest.log(boot)) as linux:
+        with Linux(kernel, boot, linux_guest.log(boot, verb)) as linux:
 
             def tick(report: Report) -> None:
                 progress(

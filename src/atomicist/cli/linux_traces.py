@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
             (plain,) = by_name(BOOTS, [name])
             boot: Boot = named(plain, entry)
             progress(f"{boot.name}: {way.__name__}", now=terminal.live)
-            with Linux(kernel, boot, linux_guest.log(boot)) as linux:
+            with Linux(kernel, boot, linux_guest.log(boot, f"traces {way.__name__}")) as linux:
                 told = way(linux)
             progress.clear()
             found.append({"boot": boot.name, **dataclasses.asdict(told)})

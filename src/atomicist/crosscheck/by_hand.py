@@ -26,6 +26,9 @@ MSR: Final = {
 }  # fmt: skip
 """SDM vol. 4, table 2-2."""
 
+KERNEL32_CS: Final = 0x08
+"""Linux's GDT has, of code segments, this one and three with 64-bit and user's code (asm/segment.h)."""
+
 WRITE_ONLY: Final = (0x49, 0x10B)
 
 
@@ -51,8 +54,12 @@ def _iretq(w: Walker, _: Any) -> None:
         raise Refused("GP", 0, "fault", sp)
     rip, cs, flags, rsp, ss = (w.read(sp + 8 * i & ALL) for i in range(5))
     cs, ss = cs & 0xFFFF, ss & 0xFFFF
-    if cs not in (0x10, 0x33, 0x23) or (ss not in (0, 0x18) if cs == 0x10 else ss != 0x2B):
-        raise Violation("UNMODELLED", "a selector")
+    if cs == KERNEL32_CS:
+        raise Violation("UNMODELLED", "the kernel's 32-bit code segment")
+    if cs not in (0x10, 0x33, 0x23):  # NULL, of another kind, beyond the table, or with another RPL
+        raise Refused("GP", cs & 0xFFFC, "fault", sp)
+    if ss not in ((0, 0x18) if cs == 0x10 else (0x2B,)):
+        raise Refused("GP", ss & 0xFFFC, "fault", sp)
     if not is_canonical(rip):
         raise Refused("GP", 0, "fault", rip)
     w["RIP"], w["RSP"] = rip, rsp

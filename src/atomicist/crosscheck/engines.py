@@ -184,12 +184,13 @@ def may_ask_unicorn(p: Prepared, drawn: Drawn) -> bool:
     if stem in UNICORN_STATES and file[REGISTERS[UNICORN_STATES[stem][0]].slot]:
         return False
     msr = stem not in ("rdmsr", "wrmsr") or file[_RCX] & 0xFFFF_FFFF in _BASES
-    # it knows neither the reserved bits of CR3 nor bit 63
-    wide = stem == "mov" and file[_RAX] >> 40
+    # it keeps the reserved bits of CR3, and bit 63, which says not to flush (vol. 3, 4.10.4.1)
+    source = p.operands[1].register if stem == "mov" else ""
+    wide = bool(source) and file[REGISTERS[source].slot] >> 40
     return stem in UNICORN_SYSTEM and ring0 and msr and not wide
 
 
-_CS, _CR4, _RCX, _RAX, _GSBASE = (REGISTERS[name].slot for name in ("CS", "CR4", "RCX", "RAX", "GSBASE"))
+_CS, _CR4, _RCX, _GSBASE = (REGISTERS[name].slot for name in ("CS", "CR4", "RCX", "GSBASE"))
 
 
 def code_target(insns: Mapping[int, Insn], kernel_gsbase: int = 0) -> Target:

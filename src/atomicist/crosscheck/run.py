@@ -57,7 +57,8 @@ class FormResult:
 
     ``compiled`` of the states ran in compiled code, the others in the native interpreter; in ``stopped``
     the instruction faults or is refused.  ``open``: states in which something is undefined, and ``sections``
-    of the manual that say so.  ``alone``: why no other engine is asked, if none is."""
+    of the manual that say so.  ``alone``: why no other engine is asked, if none is.  ``key``: of its
+    encodings, for a result that is kept."""
 
     name: str
     encodings: int
@@ -74,6 +75,7 @@ class FormResult:
     mismatches: int = 0
     words: list[str] = field(default_factory=list)
     alone: str = ""
+    key: str = ""
 
 
 def spread(encodings: Sequence[bytes]) -> list[bytes]:
@@ -116,7 +118,7 @@ class _Group:
     def compare(self, form: Form, first: int) -> FormResult:
         """All states of ``form``, whose first encoding is number ``first``."""
         count = len(self.forms[form.name])
-        result = FormResult(form.name, count, len(form.encodings), list(form.images))
+        result = FormResult(form.name, count, len(form.encodings), list(form.images), key=encodings_key(form))
         mine = self.native.prepared[first : first + count]
         makers = [Generator(p, insn, f"{p.raw.hex()}") for p, insn in mine]
         hows = [_how(p) for p, _ in mine]
@@ -208,20 +210,28 @@ def compare_forms(some: Sequence[Form], options: Options) -> list[FormResult]:
         group.close()
 
 
-_OTHER: Final = ("walker.py", "walks.py", "walked_memory.py", "by_hand.py", "document.py")
-"""Modules of this room that have nothing to do with single instructions."""
+_OTHER: Final = frozenset(
+    """
+    walker.py walks.py walked_memory.py by_hand.py document.py
+    api.c certify.c enumerate.c free.c observe.c shadow.c search.h
+    """.split()  # noqa: SIM905 - it reads better
+)
+"""Files of the rooms below that have nothing to do with single instructions: walks, and the search."""
 
 
-def key_of(some: Sequence[Form], options: Options) -> str:
-    """A name for the run: the same forms, compared in the same way, by the same code."""
+def key_of(options: Options) -> str:
+    """A name for the run: forms compared in the same way, by the same code."""
     key = hashlib.sha256(repr((options.states, options.reference, options.unicorn, options.host)).encode())
-    for form in some:
-        key.update(repr((form.name, form.encodings, form.images)).encode())
     rooms = ("crosscheck", "isa", "machine", "native", "runtime")
     for place in sorted(Path(__file__).parents[1].rglob("*")):
         if place.suffix in (".py", ".c", ".h") and place.parent.name in rooms and place.name not in _OTHER:
             key.update(place.read_bytes())
     return key.hexdigest()[:24]
+
+
+def encodings_key(form: Form) -> str:
+    """A name for the encodings of a form; which images have them is no part of it."""
+    return hashlib.sha256(repr(form.encodings).encode()).hexdigest()[:16]
 
 
 class Kept:
@@ -261,8 +271,21 @@ def crosscheck(
     """Compare all of ``some``: results by name, and whether all were compared before the time was up."""
     for form in some:
         if form.name == BAD:
-            nothing = FormResult(form.name, 0, len(form.encodings), list(form.images), alone=NO_OPINION[BAD])
+            nothing = FormResult(
+                form.name,
+                0,
+                len(form.encodings),
+                list(form.images),
+                alone=NO_OPINION[BAD],
+                key=encodings_key(form),
+            )
             kept.results[form.name] = nothing
+    known = {form.name: form for form in some}
+    for name, result in list(kept.results.items()):
+        if name in known and result.key != encodings_key(known[name]):
+            del kept.results[name]
+        elif name in known:
+            result.images = list(known[name].images)
     todo = [form for form in some if form.name not in kept.results]
     # Long groups first would need an estimate; a mixture is good enough.
     groups = [todo[i :: -(-len(todo) // GROUP)] for i in range(-(-len(todo) // GROUP))] if todo else []

@@ -64,6 +64,7 @@ class Rsp:
         self._connection = connect(path, limit)
         self._reader = Reader(self._connection, _WHAT)
         self._breakpoints: set[int] = set()
+        self._sstep = 0
         self._acknowledge = True
         answer = self.ask("qSupported:xmlRegisters=i386")
         while answer[:1] == "T":  # that the connection stopped the guest may be said first
@@ -208,7 +209,9 @@ class Rsp:
 
     def single_step(self, how: int) -> None:
         """Choose what a single step lets in: SSTEP_ENABLE with SSTEP_NOIRQ, SSTEP_NOTIMER."""
-        self._do(f"Qqemu.sstep={how:x}")
+        if how != self._sstep:
+            self._do(f"Qqemu.sstep={how:x}")
+            self._sstep = how
 
     def step(self, limit: float | None = None) -> Stop:
         """One instruction, or one delivery, of the selected CPU."""

@@ -29,6 +29,7 @@ from atomicist.guest.rsp import SSTEP_ENABLE, SSTEP_NOIRQ, SSTEP_NOTIMER, Rsp
 from atomicist.guest.under_test import SYSTEM_CALL, read_kernel, symbol
 from atomicist.guest.walk import IDLE_STEPS
 from atomicist.image.kernel import Kernel
+from atomicist.isa.lift import Lifter
 
 DEEP: Final = "unknown_nmi_error"
 """Where an NMI gets to that nobody has asked for."""
@@ -81,6 +82,12 @@ class CallStack:
             if rip < pushed <= rip + MAX_INSN:
                 self._slots.append((now_rsp, pushed))
                 return
+        if now_rsp == rsp + 8:
+            # A return, perhaps from elsewhere: entry code moves return addresses to save registers.
+            for index in reversed(range(len(self._slots))):
+                if self._slots[index][1] == now_rip:
+                    del self._slots[index:]
+                    return
         # A switch to another stack is no return: only what lies below RSP on the same stack is over.
         while self._slots and self._slots[-1][0] < now_rsp <= self._slots[-1][0] + MAX_STACK:
             self._slots.pop()
@@ -188,7 +195,7 @@ def perf(linux: Linux) -> Told:
     told = Told("perf's call chains in NMI handlers")
     kernel = read_kernel(linux.kernel)
     linux.ask("quiet")
-    linux.tell(f"chains {PRINTS} {CHAINS_MS}")
+    linux.tell(f"chains {PRINTS} {_offset_for_a_probe(kernel, PRINTS)} {CHAINS_MS}")
     for _ in range(NMIS):
         linux.vm.inject_nmi()
         time.sleep(CHAINS_MS / 1000 / NMIS)
@@ -212,6 +219,16 @@ def perf(linux: Linux) -> Told:
     return told
 
 
+def _offset_for_a_probe(kernel: Kernel, name: str) -> int:
+    """The first instruction of ``name`` of two bytes or more. A kprobe's RIP is one byte behind its place:
+    behind a PUSH of one byte, the unwinder would take it to be executed."""
+    lifter, start = Lifter(), symbol(kernel, name)
+    at = start
+    while (insn := lifter.lift(at, kernel.read(at, MAX_INSN))).next == at + 1:
+        at = insn.next
+    return at - start
+
+
 ENTRY_NAMES: Final = ("asm_exc_nmi", "atomic_ist_committed_nmi", "end_repeat_nmi")
 
 
@@ -226,14 +243,17 @@ def _json(text: str) -> list[list[str]]:
 
 
 def _chain_problems(kernel: Kernel, addresses: Sequence[int], names: Sequence[str], entry: int) -> list[str]:
-    """What is wrong with a chain: each address behind a CALL, but the first and the interrupted one."""
+    """What is wrong with a chain: all of it is behind a CALL, or interrupted; the last is in an entry."""
     found = []
+    low, high = kernel.range("__entry_text_start", "__entry_text_end")
     for index, address in enumerate(addresses):
-        if index not in (0, entry + 1) and not _behind_a_call(kernel, address):
+        # Behind the entry of an event comes what it interrupted.
+        interrupted = index == 0 or index == entry + 1 or names[index - 1].startswith("asm_")
+        if not interrupted and not _behind_a_call(kernel, address):
             found.append(f"{kernel.where(address)} is behind no CALL")
     if "exc_nmi" not in names[:entry]:
         found.append("exc_nmi is not in the chain")
-    if len(names) > entry + 1 and names[-1] != OUTERMOST:
+    if len(names) > entry + 1 and not low <= addresses[-1] < high:
         found.append(f"the chain ends at {names[-1]}")
     return found
 
@@ -265,8 +285,10 @@ def sysrq(linux: Linux) -> Told:
         rip = next((m for line in block if (m := _RIP.match(line))), None)
         if rip is None or rip["cs"] != "0010":
             continue  # user mode, or the CPU that asked
-        told.samples += 1
         names = [m["name"] for line in block if (m := _TRACED.match(line)) and not m["guess"]]
+        if not names and rip["place"].startswith(OUTERMOST.removesuffix("_after_hwframe")):
+            continue  # on the way in, where nothing has been called
+        told.samples += 1
         if len(names) > len(told.frames):
             told.frames = names
         if not names or names[-1] != OUTERMOST:

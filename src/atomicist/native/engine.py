@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes as c
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Self
 
 from atomicist.isa.delivery import VECTORS, deliver
@@ -141,6 +141,8 @@ class NativeResult:
     """For each of `FREE_SLOTS`, of a context in user mode or with the user's RSP: the cells that
     its values fall into, as (first value, whether the result holds there), in order; None if they
     cannot be told."""
+    holds: tuple[bool, ...] = ()
+    """For each context that was asked for: whether the result is known to hold for it too."""
 
 
 class Engine:
@@ -193,8 +195,11 @@ class Engine:
         no_stack: bool,
         brute: bool = False,
         checked: bool = False,
+        others: Sequence[Sequence[int]] = (),
     ) -> NativeResult:
         """All nestings inside the atomic entry from one context, ``vector`` first.
+
+        ``others``: contexts that are asked for in ``NativeResult.holds``.
 
         For tests: ``brute`` walks each of them, ``checked`` asks of each class that is met
         again whether all of it holds, not only what has changed (``overflow``: it does not)."""
@@ -210,7 +215,12 @@ class Engine:
         result = self._result(tuple(self._cells()) if free else ())
         if status and not result.findings and not result.overflow:
             raise AssertionError(f"the runtime ended with status {status}, and does not say why")
-        return result
+        if status or not others:
+            return result
+        holds = tuple(
+            bool(self._lib.atomicist_holds(self._search, layout.Registers(*some))) for some in others
+        )
+        return replace(result, holds=holds)
 
     def enumerate(
         self, registers: Sequence[int], *, budget: int, offered: int, first: int, expect_df: bool = False,

@@ -23,6 +23,7 @@ contexts get deeper until the entry itself refuses for want of room.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -55,11 +56,14 @@ class Raw:
 class _Task:
     context: Context
     vector: int
+    others: tuple[tuple[int, ...], ...]
 
 
 def _certify(task: _Task) -> NativeResult:
     c = task.context
-    return engine().certify(c.registers, task.vector, expect_df=c.expect_df, no_stack=c.no_stack)
+    return engine().certify(
+        c.registers, task.vector, expect_df=c.expect_df, no_stack=c.no_stack, others=task.others
+    )
 
 
 class Certifier:
@@ -86,8 +90,10 @@ class Certifier:
     def run(self, workers: Workers) -> None:
         """Work until nothing is left, or enough is broken."""
         self.coverage += Coverage(contexts=len(self._start))
-        alone = [(c, Origin(c.name)) for c in self._start if not self._reach.begin(c)]
-        self._round(workers, alone)
+        alone = [c for c in self._start if not self._reach.begin(c)]
+        while alone and len(self.findings) < STOP_AFTER:
+            _, held = self._one(workers, alone[0], alone[1:])
+            alone = [c for c, known in zip(alone[1:], held, strict=True) if not known]
         self._choose(workers)
         while len(self.findings) < STOP_AFTER:
             self._reach.spread()
@@ -107,25 +113,47 @@ class Certifier:
         while todo and len(self.findings) < STOP_AFTER:
             for _, context in todo:
                 self._reach.begin(context)
-            results = self._round(workers, [(c, Origin(c.name)) for _, c in todo])
-            left = []
-            for (some, _), taken in zip(todo, results, strict=False):
-                self.open_because = self.open_because or some.took(taken)
-                following = some.uncovered()
-                if following is not None and not self.open_because:
-                    left.append((some, following))
+            left, now = [], todo
+            while now and len(self.findings) < STOP_AFTER:
+                taken, held = self._one(workers, now[0][1], [c for _, c in now[1:]])
+                same = [some for (some, _), known in zip(now[1:], held, strict=True) if known]
+                for some in (now[0][0], *same):
+                    self.open_because = self.open_because or some.took(taken)
+                    following = some.uncovered()
+                    if following is not None and not self.open_because:
+                        left.append((some, following))
+                now = [item for item, known in zip(now[1:], held, strict=True) if not known]
             todo = left
 
-    def _round(self, workers: Workers, items: list[tuple[Context, Origin]]) -> list[list[NativeResult]]:
+    def _one(
+        self, workers: Workers, context: Context, others: Sequence[Context]
+    ) -> tuple[list[NativeResult], list[bool]]:
+        """Certify ``context``; the results, and which of ``others`` they hold for as well."""
+        alike = (context.expect_df, context.no_stack, context.only)
+        asked = [c for c in others if (c.expect_df, c.no_stack, c.only) == alike]
+        taken = self._round(workers, [(context, Origin(context.name))], asked)
+        answers = [r.holds for results in taken for r in results]
+        held = {
+            c.name: bool(answers) and all(a[i : i + 1] == (True,) for a in answers)
+            for i, c in enumerate(asked)
+        }
+        return taken[0] if taken else [], [held.get(c.name, False) for c in others]
+
+    def _round(
+        self, workers: Workers, items: list[tuple[Context, Origin]], others: Sequence[Context] = ()
+    ) -> list[list[NativeResult]]:
+        asked = tuple(c.registers for c in others)
         vectors_of = [[v for v in self._vectors if c.only in ("", EVENTS[v])] for c, _ in items]
-        tasks = [_Task(c, v) for (c, _), vectors in zip(items, vectors_of, strict=True) for v in vectors]
+        tasks = [
+            _Task(c, v, asked) for (c, _), vectors in zip(items, vectors_of, strict=True) for v in vectors
+        ]
         answers = workers.map(_certify, tasks)
         taken: list[list[NativeResult]] = []
         for number, (context, origin) in enumerate(items):
             if len(self.findings) >= STOP_AFTER:
                 return taken
             taken.append([next(answers) for _ in vectors_of[number]])
-            self._take(context, origin, taken[-1])
+            self._take(context, origin, taken[-1], others)
             self._done += 1
             self._listener(
                 Progress("certifying contexts", self._done, self._done + len(items) - number - 1,
@@ -133,7 +161,9 @@ class Certifier:
             )  # fmt: skip
         return taken
 
-    def _take(self, context: Context, origin: Origin, results: list[NativeResult]) -> None:
+    def _take(
+        self, context: Context, origin: Origin, results: list[NativeResult], others: Sequence[Context]
+    ) -> None:
         found = [Raw(origin, context, f) for r in results for f in r.findings]
         self.findings += found[:1]
         for r in results:
@@ -143,7 +173,10 @@ class Certifier:
             self.injected.add(r.injected)
             self._judge(context, r)
         self.coverage += Coverage(certificates=1)
-        self._reach.certified(context, results, sound=not found)
+        held = [c for i, c in enumerate(others) if all(r.holds and r.holds[i] for r in results)]
+        self._reach.certified(
+            context, results, sound=not found, others=[c for c in held if not self._reach.begin(c)]
+        )
 
     def _judge(self, context: Context, result: NativeResult) -> None:
         if self.open_because:

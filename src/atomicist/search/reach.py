@@ -145,7 +145,8 @@ class Reach:
 
     def key_values(self, start: Sequence[Context]) -> list[list[int]]:
         """For each register of `KEY_SLOTS`, all values that start contexts have; a value
-        of GSBASE may move to KERNEL_GSBASE and back, and EXPOSED is set on the way."""
+        of GSBASE may move to KERNEL_GSBASE and back, the kernel's CR3 is made of the user's, and
+        EXPOSED is set on the way.  Of RSP those of the SYSCALL gap."""
         values = {n: {c.registers[REGISTERS[n].slot] for c in start} for n in KEY_SLOTS}
         values["GSBASE"] = values["KERNEL_GSBASE"] = values["GSBASE"] | values["KERNEL_GSBASE"]
         if self._target.user_root_bit:
@@ -154,7 +155,8 @@ class Reach:
             values["CR3"] |= {cr3 & ~user for cr3 in values["CR3"]}
         if self._target.mitigation != "none":
             values["EXPOSED"] |= set(EXPOSED_VALUES)
-        return [sorted(values[n]) if n != "RSP" else [] for n in KEY_SLOTS]
+        values["RSP"] = {c.registers[_RSP] for c in start if c.no_stack}
+        return [sorted(values[n]) for n in KEY_SLOTS]
 
     def begin(self, context: Context) -> bool:
         """Add a start context. False if it is of a kind that is certified alone."""
@@ -178,12 +180,22 @@ class Reach:
         known.sources.append(_Added(self._time, added, source))
         return True
 
-    def certified(self, context: Context, results: Sequence[NativeResult], *, sound: bool) -> None:
+    def certified(
+        self,
+        context: Context,
+        results: Sequence[NativeResult],
+        *,
+        sound: bool,
+        others: Sequence[Context] = (),
+    ) -> None:
         """Note a certificate: what it holds for, and what its runs pass through.
 
-        Without ``sound`` (it has findings) it covers its own context and leads nowhere."""
+        Without ``sound`` (it has findings) it covers its own context and leads nowhere.
+        ``others``: contexts without a set of their own that it was found to hold for."""
         located = self._locate(context)
         met = self._met(results)
+        for other in others:
+            self._spread_other(met, context, other)
         if located is None:
             self._spread_alone(met, context.name)
             return
@@ -193,7 +205,7 @@ class Reach:
         values = [
             frozenset.intersection(*columns) for columns in zip(*(r.covers_key for r in results), strict=True)
         ]
-        del values[_AT_RSP]
+        own_rsps = values.pop(_AT_RSP)
         rsps = -1
         for r in results:
             rsps &= _bits(r.covers_rsp)
@@ -201,9 +213,10 @@ class Reach:
         rips = frozenset(va for va, some in zip(self._index, flags, strict=False) if all(some))
         if not sound:
             rips, rsps, met, values = own, 1 << bit, {}, [frozenset() for _ in values]
+            own_rsps = frozenset()
         if group.region < 0:
             rsps = 1
-            values.append(frozenset())
+            values.append(own_rsps if context.no_stack else frozenset())
         self._certificates.append(_Certificate(group, tuple(values), rips | own, rsps | 1 << bit, bit, met))
         if not own:
             self._spread_alone(met, context.name)
@@ -250,6 +263,17 @@ class Reach:
             words = _all_below(1 << way.bit) if way.handler and way.group.region >= 0 else 1 << way.bit
             for m in some:
                 self._add(way.group, m.rip, words, _Source(name, None, m, way.group, 1))
+
+    def _spread_other(self, met: dict[Way, list[Met]], context: Context, other: Context) -> None:
+        """What follows from ``other``, for which the certificate of ``context`` holds."""
+        member = Group(tuple(other.registers[s] for s in _KEY), -1)
+        shift = (other.registers[_RSP] - context.registers[_RSP]) // WORD
+        for way, some in met.items():
+            where = way.group_for(member)
+            bit = way.bit + (shift if way.relative and where.region >= 0 else 0)
+            words = _all_below(1 << bit) if way.handler and where.region >= 0 else 1 << bit
+            for m in some:
+                self._add(where, m.rip, words, _Source(other.name, None, m, where, 1))
 
     def spread(self) -> None:
         """Follow all certificates until no context is met that was not met before."""

@@ -35,6 +35,10 @@ _REFUSALS: Final = {
 }  # fmt: skip
 
 
+POISON_STRIDE: Final = 512
+"""Bytes of freed memory that are looked at together; divides a page."""
+
+
 @dataclass(frozen=True, slots=True)
 class Write:
     """Who wrote a word last: ``step``, the address ``rip`` of the instruction (that was
@@ -309,11 +313,17 @@ class _Run:
                 if memory.flags(page) is not None and low < high:
                     memory.write(low, poison(low, high))
             return
-        for address in range(bottom, region.top, WORD):
-            value = POISON | address & 0xFFFFFF
-            if memory.word(address) not in (None, value):
-                self._record(address, value, "freed")
-                memory.poke(address, WORD, value)
+        start = bottom
+        while start < region.top:
+            end = min(region.top, (start & -POISON_STRIDE) + POISON_STRIDE)
+            # Nearly all of it is as it was the last time.
+            if memory.word(start) is None or memory.read(start, end - start) != poison(start, end):
+                for address in range(start, end, WORD):
+                    value = POISON | address & 0xFFFFFF
+                    if memory.word(address) not in (None, value):
+                        self._record(address, value, "freed")
+                        memory.poke(address, WORD, value)
+            start = end
 
     def _store(self, address: int, size: int, value: int) -> None:
         if self._watching:

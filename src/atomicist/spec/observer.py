@@ -40,6 +40,7 @@ POISON: Final = 0xDEAD_57AC_0000_0000
 
 
 @lru_cache(4096)
+@lru_cache(maxsize=4096)
 def poison(bottom: int, top: int) -> bytes:
     """What is in [``bottom``, ``top``), whole words, when it has been freed."""
     return b"".join((POISON | a & 0xFFFFFF).to_bytes(8, "little") for a in range(bottom, top, 8))

@@ -53,14 +53,29 @@ What differs from the RFC:
  - Stack traces know the new stacks.
  - debugfs has counters: x86/atomic_ist.
 
-How it was tested: the compiled entry is executed in a model that delivers
-every event that the processor can deliver, at every instruction boundary, in
-all nestings, until no new state is left; and booted under QEMU (TCG) with
-NMI, #DB and #MC injected. The same tools reproduce the loss on the old
-entry.
+How it was tested:
+
+ - The compiled entry is executed in a model that delivers every event that
+   the processor can deliver, at every instruction boundary, in all nestings,
+   until none is left to try.
+ - In QEMU (TCG): NMI, #DB and #MC are delivered to the running kernel at
+   every instruction boundary of the entry of another, and a third one behind
+   them, from user and from kernel mode. With ist_entry=legacy the context is
+   lost at the first boundaries of the NMI entry, with ist_entry=atomic at
+   none. Each outcome is the one that the model has predicted from vmlinux.
+ - A user-space test holds registers while all three arrive at random, with
+   and without PTI, FSGSBASE, retbleed=unret, on Intel and AMD models, on one
+   CPU and two.
+ - A WARN inside the handler of an NMI, and perf's call chains there, show all
+   that was called, through the main stack.
+ - Each patch is built (W=1 and sparse on the new files, objtool --unret on
+   all) without a warning, and booted.
+
+The reproducer and all of these tests: atomicist linux inject, stress, traces.
 
 What could not be tested: real hardware; #VC and SEV-ES (QEMU has no such
-guest without the processor); Xen PV (the old entries are kept there); SMM.
+guest without the processor); Xen PV (the old entries are kept there); SMM;
+shadow stacks; a KVM host.
 """,
 )
 

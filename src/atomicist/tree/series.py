@@ -30,9 +30,12 @@ STEPS: Final = tuple(sorted(Step, key=lambda step: step.value))
 ACCEPTED: Final = {
     "COMPLEX_MACRO": "tables of vectors are macros that expand to rows",
     "MULTISTATEMENT_MACRO_USE_DO_WHILE": "the same: rows are statements, and some return",
+    "MACRO_WITH_FLOW_CONTROL": "the same",
     "TRAILING_SEMICOLON": "the same",
     "SINGLE_STATEMENT_DO_WHILE_MACRO": "the loop is there to make a statement of a row",
     "SPACING": "asm volatile(... : : ...) without outputs",
+    "CONSTANT_COMPARISON": "#if, between two constants: which way to copy",
+    "FUNCTION_ARGUMENTS": "a macro that calls a function is taken for its prototype",
     "AVOID_EXTERNS": "labels of the assembler, used by one file",
     "FILE_PATH_CHANGES": "MAINTAINERS is for the one who submits this",
     "MISSING_SIGN_OFF": "only a person can sign off",
@@ -129,11 +132,16 @@ def make_series(tree: Path, tables: Tables, output: Path, assisted_by: str) -> S
 
 
 def bisect(
-    tree: Path, tables: Tables, work: Path, check: Callable[[Step, Path], tuple[str, ...]]
+    tree: Path,
+    tables: Tables,
+    work: Path,
+    check: Callable[[Step, Path], tuple[str, ...]],
+    *,
+    strict: bool = False,
 ) -> dict[Step, tuple[str, ...]]:
     """Build each step in ``work``, a copy of ``tree``; what ``check`` has to say of each, nothing if good.
 
-    The copy stays, so that another run builds less. It is built with objtool's strictest checks.
+    The copy stays, so that another run builds less. With ``strict`` it is built with all of objtool's checks.
     """
     changes = steps(tree, tables)
     if not work.exists():
@@ -143,7 +151,7 @@ def bisect(
             shutil.rmtree(work, ignore_errors=True)
             raise TreeError(f"{work}: {error}") from None
     config = work / ".config"
-    if config.exists() and STRICT not in config.read_text(encoding="utf-8"):
+    if strict and config.exists() and STRICT not in config.read_text(encoding="utf-8"):
         with config.open("a", encoding="utf-8") as file:
             file.write(STRICT)
     before = originals(tree, tables)

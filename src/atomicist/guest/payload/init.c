@@ -11,8 +11,8 @@
  *	count NMI|MCE		of /proc/interrupts, one number for each CPU, as a JSON array
  *	file PATH		the first 2000 bytes of a file, as a JSON string
  *	write PATH TEXT		writes to a file; "ok"
- *	chains FUNCTION MS	stays in system calls for so long; the last call chains that perf has taken of it,
- *				where the kernel called FUNCTION, as JSON: [["0x1f", ...], ...]
+ *	chains NAME OFFSET MS	stays in system calls for so long; the first call chains that perf has taken of it,
+ *				where the kernel was at NAME + OFFSET, as JSON: [["0x1f", ...], ...]
  *	spin			never answers: a user context on CPU 0 that only runs in registers
  *	exit N			writes N to isa-debug-exit, which ends QEMU
  *
@@ -387,15 +387,18 @@ static void take_chains(char *function)
 	FILE *type = fopen("/sys/bus/event_source/devices/kprobe/type", "r");
 	char *argument = strchr(function, ' '), *ring;
 	struct timespec now, end;
+	unsigned long offset, ms;
 	int fd;
 
 	if (argument)
 		*argument++ = 0;
-	if (!type || fscanf(type, "%u", &attr.type) != 1 || !argument) {
+	if (!type || fscanf(type, "%u", &attr.type) != 1 || !argument ||
+	    sscanf(argument, "%lu %lu", &offset, &ms) != 2) {
 		say("null");
 		return;
 	}
 	fclose(type);
+	attr.probe_offset = offset;
 	fd = syscall(SYS_perf_event_open, &attr, 0, -1, -1, 0);
 	ring = mmap(0, 4096 + RING, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (fd < 0 || ring == MAP_FAILED) {
@@ -403,7 +406,7 @@ static void take_chains(char *function)
 		return;
 	}
 	clock_gettime(CLOCK_MONOTONIC, &end);
-	end.tv_sec += atoi(argument) / 1000;
+	end.tv_sec += ms / 1000;
 	do {
 		stay_in_the_kernel();
 		clock_gettime(CLOCK_MONOTONIC, &now);

@@ -31,6 +31,7 @@ EXPORT void atomicist_free(struct search *s)
 		free(m->insn_direct);
 		free(m->ran);
 		free(m);
+		free(s->root);
 	}
 	if (s) {
 		free(s->memo);
@@ -201,6 +202,12 @@ EXPORT int atomicist_certify(struct search *s, const u64 *regs, u32 vector, u32 
 	fresh(s);
 	s->mode = mode;
 	return certify(s, regs, vector, expect_df, no_stack);
+}
+
+/* Does what was certified last hold for `regs` too? */
+EXPORT int atomicist_holds(struct search *s, const u64 *regs)
+{
+	return holds_for(s, regs);
 }
 
 /* All schedules of at most `budget` events, vectors in `offered`, first in `first`. */

@@ -775,6 +775,12 @@ static void coverage(struct search *s, struct scope *root, const u64 *regs)
 		for (u32 k = 0; rel.rsp && k < words; k++)
 			if (mixed ? reg->bottom + 8 * k != from : !holds_at(m, c, from, reg->bottom + 8 * k))
 				s->covers_rsp[k] = 0;
+		/* in the SYSCALL gap RSP is a number like any other */
+		for (u32 j = 0; j < NKEY; j++)
+			for (u32 k = 0; m->no_stack && key_slot[j] == REG_RSP && rel.rsp && k < s->ncandidates[j]; k++)
+				if (s->candidate[j][k] != from &&
+				    (mixed || evaluate_with(m, c->node, REG_RSP, s->candidate[j][k]) != c->val))
+					s->covers_key[j][k] = 0;
 		for (u32 j = 0; j < NKEY; j++)
 			for (u32 k = 0; rel.keys >> j & 1 && k < s->ncandidates[j]; k++)
 				if (mixed ? s->candidate[j][k] != regs[key_slot[j]] :
@@ -792,6 +798,67 @@ static void coverage(struct search *s, struct scope *root, const u64 *regs)
 	}
 }
 
+struct differing {
+	const u64 *here, *there;
+	u32 loc;		/* that it reads first */
+	bool any, mixed, differ;
+};
+
+static void compare_leaf(void *arg, u32 loc)
+{
+	struct differing *d = arg;
+
+	d->mixed |= d->any && loc != d->loc;
+	d->any = true;
+	d->loc = loc;
+	d->differ |= loc < NSLOTS && d->here[loc] != d->there[loc];
+}
+
+static bool user_root(const struct machine *m, const u64 *regs)
+{
+	return regs[REG_CR3] & m->im->user_root_bit;
+}
+
+/*
+ * Does what was certified last hold for the context `regs` too?  It has to be of the same kind: the
+ * same page table, the same parts of the stacks in use, at a place that means the same.  A
+ * constraint that reads more than one place does not count as met if one of them differs: so
+ * what holds for one value of a free register (free.c) holds for it here too.
+ */
+bool holds_for(struct search *s, const u64 *regs)
+{
+	struct machine *m = s->m;
+	const struct scope *root = s->root;
+	const u64 *here = s->certified;
+	const struct region *reg = region_of(m, here[REG_RSP]);
+	const struct insn *in = insn_at(m, here[REG_RIP]), *other = insn_at(m, regs[REG_RIP]);
+	bool on_stack = !(here[REG_CS] & 3) && !m->no_stack, moved = on_stack && here[REG_RSP] != regs[REG_RSP];
+
+	if (!root || here[REG_CS] != regs[REG_CS] || here[REG_SHADOW] != regs[REG_SHADOW] ||
+	    here[REG_NMI_BLOCKED] != regs[REG_NMI_BLOCKED] || here[REG_MCG_STATUS] != regs[REG_MCG_STATUS] || user_root(m, here) != user_root(m, regs) ||
+	    (in ? in->place : 0) != (other ? other->place : 0) ||
+	    (on_stack && region_of(m, regs[REG_RSP]) != reg) ||
+	    (moved && (!reg || m->absolute >> reg->kind & 1)))
+		return false;
+	for (u32 n = 1; n < 32; n++)
+		if (moved && m->refused_levels >> n & 1 && !no_room_for(m, regs[REG_RSP], n))
+			return false;
+	for (u32 i = 0; i < root->ncon; i++) {
+		const struct constraint *c = &root->con[i];
+		struct differing d = { .here = here, .there = regs };
+
+		leaves(m, c->node, compare_leaf, &d);
+		if (!d.differ)
+			continue;
+		if (d.mixed)
+			return false;
+		if (c->kind == ADDRESS && moved ? !holds_at(m, c, here[REG_RSP], regs[REG_RSP]) :
+		    evaluate_in(m, c->node, regs) != c->val)
+			return false;
+	}
+	return true;
+}
+
 /*
  * All nestings from the context `regs` with `vector` first.
  * Returns GOES_ON or FOUND; details are in the machine and the search.
@@ -803,6 +870,8 @@ int certify(struct search *s, const u64 *regs, u32 vector, u32 expect_df, u32 no
 	u64 count = 0;
 	int st;
 
+	free(s->root);
+	s->root = NULL;
 	if (!root) {
 		m->overflow = __LINE__;
 		return FOUND;
@@ -863,6 +932,7 @@ int certify(struct search *s, const u64 *regs, u32 vector, u32 expect_df, u32 no
 		free(s->memo[i].dep);
 	}
 	begin(m, regs);
-	free(root);
+	s->root = root;
+	memcpy(s->certified, regs, sizeof(s->certified));
 	return st == GOES_ON ? GOES_ON : FOUND;
 }

@@ -371,6 +371,7 @@ u32 to_root(struct machine *m, u32 node);
 u64 value_at(struct machine *m, u32 loc);
 u64 evaluate_now(struct machine *m, u32 node);
 u64 evaluate_with(struct machine *m, u32 node, u32 loc, u64 val);
+u64 evaluate_in(struct machine *m, u32 node, const u64 *regs);
 bool is_origin(struct machine *m, u32 node, u32 loc);
 bool is_origin_bit(struct machine *m, u32 node, u32 bit, u32 loc);
 bool is_constant_bit(struct machine *m, u32 node, u32 bit, u32 loc);

@@ -280,11 +280,11 @@ static int check_environment(struct machine *m, const struct instance *in)
 	u64 pcid;
 
 	for (u32 i = 0; i < 4; i++) {
-		u64 found = m->r[slots[i]] & (slots[i] == REG_CR3 ? CR3_COMPARED : ~0ull);
+		u64 kept = slots[i] == REG_CR3 ? CR3_COMPARED : ~0ull, found = m->r[slots[i]] & kept;
 
 		if (m->shadow && slots[i] != REG_CR3)
 			require(m, leaf(m, slots[i]), m->r[slots[i]]);
-		if (found != (expected[i] & (slots[i] == REG_CR3 ? CR3_COMPARED : ~0ull)))
+		if (found != (expected[i] & kept))
 			return report(m, P_ENVIRONMENT, m->pc, slots[i], expected[i], m->r[slots[i]]);
 	}
 	/* the PCID stays: with another's, what the handler's accesses leave in the TLB is wrong */

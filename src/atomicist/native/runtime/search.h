@@ -104,6 +104,8 @@ struct search {
 	u8 covers_key[NKEY][MAX_CANDIDATES];	/* values of key registers that do as well */
 	u8 *covers_rsp;		/* by word of the region that holds RSP */
 	struct free_register free[NFREE];
+	struct scope *root;	/* what was certified last rests on, or NULL ... */
+	u64 certified[NSLOTS];	/* ... and its context */
 	u32 broken_slot;	/* NSLOTS: the result rests on no value it may not */
 	u64 broken_where;
 	u64 hits, misses;
@@ -138,6 +140,7 @@ struct totals {
 
 bool free_cells(struct search *s, struct scope *root, u32 slot, struct free_register *f);
 int certify(struct search *s, const u64 *regs, u32 vector, u32 expect_df, u32 no_stack);
+bool holds_for(struct search *s, const u64 *regs);
 int enumerate(struct search *s, const u64 *regs, u32 expect_df, u32 no_stack);
 int follow_schedule(struct search *s, const u64 *regs, u32 expect_df, u32 no_stack, const struct event *events, u32 n);
 

@@ -558,6 +558,19 @@ u64 evaluate_with(struct machine *m, u32 node, u32 loc, u64 val)
 	return apply(n->code, a, n->sa, b, n->sb, n->size);
 }
 
+/* The value of `node`, of scope 0, in the context `regs`. */
+u64 evaluate_in(struct machine *m, u32 node, const u64 *regs)
+{
+	const struct node *n = &m->nodes[node];
+	u64 a, b;
+
+	if (n->code == LEAF)
+		return n->a < NSLOTS ? regs[n->a] : n->val;
+	a = n->a ? evaluate_in(m, n->a, regs) : n->va;
+	b = n->b ? evaluate_in(m, n->b, regs) : n->vb;
+	return apply(n->code, a, n->sa, b, n->sb, n->size);
+}
+
 enum source { CONSTANT_ONLY, ORIGIN, ELSEWHERE };
 
 /*
