@@ -55,4 +55,4 @@ def test_the_verb(capsys: pytest.CaptureFixture[str]) -> None:
     shown = json.loads(capsys.readouterr().out)
     assert (shown["IST026"], shown["IST027"], shown["mitigation"]) == ([], [], "none")
     assert main(["paths", "--no-fsgsbase", "--no-pti"]) == 0
-    assert "0 paths to an early return" in capsys.readouterr().out
+    assert "0 paths to an early call or return" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -14,9 +15,9 @@ from atomicist.native.engine import NativeResult
 from atomicist.native.tables import KEY_SLOTS
 from atomicist.search.certificate import Certifier, certify
 from atomicist.search.progress import silent
-from atomicist.search.reach import Reach
+from atomicist.search.reach import Origin, Reach
 from atomicist.search.replay import find_context
-from atomicist.search.workers import new_engine
+from atomicist.search.workers import Workers, new_engine
 from atomicist.spec.contexts import Context, contexts, from_key
 from atomicist.spec.events import EVENTS
 
@@ -131,3 +132,43 @@ def test_reach_gives_every_context_an_origin(entry: Target) -> None:
         assert origin.name == "kernel-main-0x8"
         assert origin.legs
         assert context.registers[RIP] in some.insns
+
+
+def test_which_other_contexts_a_certificate_holds_for(entry: Target) -> None:
+    """Those that differ where the run does not look, and not those that it would treat otherwise."""
+    by_name = {c.name: c for c in contexts(entry)}
+    asked = {
+        "kernel-task": {"kernel-task-aligned": True, "kernel-irq": False, "kernel-entry": False,
+                        "entry-user-gs": False, "user": False, "kernel-main-0x8": False},
+        "user": {"user-flags": True, "user-gs-odd": True, "user-gs-negative": True, "user-gs-kernel": True,
+                 "user-rsp-nmi_stack": False, "bad-iret": False, "kernel-task": False},
+        "gap-entry_SYSCALL_64": {"gap-entry_SYSCALL_64+0x3": True, "gap-entry_SYSCALL_64-hostile": False,
+                                 "gap-entry_SYSRETQ_unsafe_stack": False},
+    }  # fmt: skip
+    with new_engine(entry) as engine:
+        for name, expected in asked.items():
+            context = by_name[name]
+            result = engine.certify(
+                context.registers, EVENTS.index("MC"), expect_df=context.expect_df, no_stack=context.no_stack,
+                others=[by_name[n].registers for n in expected],
+            )  # fmt: skip
+            assert dict(zip(expected, result.holds, strict=True)) == expected, name
+
+
+@pytest.mark.slow
+def test_what_is_met_does_not_depend_on_it(entry: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    some = with_vectors(entry, "MC")
+    shared, _ = certify(some, vectors=(EVENTS.index("MC"),), workers=1)
+    monkeypatch.setattr(Certifier, "_one", _each_alone)
+    alone, _ = certify(some, vectors=(EVENTS.index("MC"),), workers=1)
+    assert shared.closed
+    assert alone.closed
+    assert alone.coverage.contexts == shared.coverage.contexts
+    assert alone.coverage.certificates > shared.coverage.certificates
+
+
+def _each_alone(
+    self: Certifier, workers: Workers, context: Context, others: Sequence[Context]
+) -> tuple[list[NativeResult], list[bool]]:
+    (taken,) = self._round(workers, [(context, Origin(context.name))])
+    return taken, [False for _ in others]

@@ -86,13 +86,13 @@ def test_a_call_of_the_handler_too_early(built: str, cpu: str) -> None:
 
 
 @pytest.mark.parametrize("mitigation", ["ibrs", "unret", "ibpb"])
-def test_rfc_v1_is_found_for_its_ret(mitigation: str) -> None:
-    """The copy's RET, of each vector; from the kernel alone nobody has trained it."""
+def test_rfc_v1_is_found_for_its_call_and_its_ret(mitigation: str) -> None:
+    """The copy's, of each vector; from the kernel alone nobody has trained it."""
     target = image(mitigation, mitigation, RFC_V1)
     for (context, event), numbers in found(target).items():
         assert numbers == (set() if context == "kernel-task" else {26}), (context, event)
     paths = static(target)
-    assert {p.what for p in paths} == {"ret"}
+    assert {p.what for p in paths} == {"call", "ret"}
     own = [
         (target.symbols[f"__atomic_ist_{v}_text"], target.symbols[f"atomic_ist_committed_{v}"])
         for v in VECTOR_TEXT
@@ -210,14 +210,14 @@ def test_one_ret_of_its_own() -> None:
 
 def paths(insns: Mapping[int, Insn], mitigation: str, **symbols: int) -> list[tuple[str, list[int]]]:
     return [
-        (p.what, [a - BASE for a in p.places])
+        ("note " * p.note + p.what, [a - BASE for a in p.places])
         for p in exposed_paths(insns, symbols, mitigation, [BASE], {BASE + 0x100})
     ]
 
 
 def test_paths() -> None:
     call = CALL + (1).to_bytes(4, "little")
-    assert paths(code(call, NOP, RET), "unret") == [("ret", [0, 6])]
+    assert paths(code(call, NOP, RET), "unret") == [("note call", [0]), ("ret", [0, 6])]
     assert paths(code(call, NOP, RET), "none") == []
     # into the function, which untrains, and back to a RET
     assert paths(code(call, RET, NOP, RET), "unret", entry_untrain_ret=BASE + 6) == []
@@ -229,6 +229,38 @@ def test_paths() -> None:
     assert paths(code(*MSR, mov("eax", 0), WRMSR, RET), "ibrs") == [("ret", [0, 24])]
     handler = CALL + (0xFB).to_bytes(4, "little")
     assert paths(code(handler), "ibpb") == [("call", [0])]
+
+
+ATOMIC = {"atomic_ist_committed_nmi": BASE + 0x200}
+"""A label that makes an image one of atomic entries."""
+
+
+def test_a_call_in_an_atomic_entry() -> None:
+    """A finding on a path and in a run, unless what is called comes to the point."""
+    call = CALL + (1).to_bytes(4, "little")
+    insns = code(call, NOP, NOP, RET)
+    assert paths(insns, "unret", **ATOMIC) == [("call", [0]), ("ret", [0, 7])]
+    assert outcome(insns, ATOMIC, "unret") == "call at 0"
+    assert outcome(insns, ATOMIC, "none") == "0x1f"
+    untrain = ATOMIC | {"entry_untrain_ret": BASE + 6}
+    assert paths(insns, "unret", **untrain) == []
+    assert outcome(code(call, NOP, NOP, NOP), untrain, "unret") == "0x0"
+    # untraining behind a branch does not do: until then it is a function like any other
+    late = code(call, NOP, b"\xeb\x01", NOP, NOP)
+    assert outcome(late, ATOMIC | {"entry_untrain_ret": BASE + 9}, "unret") == "call at 0"
+    barrier = code(call, NOP, mov("ecx", 0x49), mov("eax", 1), mov("edx", 0), WRMSR)
+    assert outcome(barrier, ATOMIC, "ibpb") == "0x0"
+    # in the text of a vector whose own RET is untrained a call within it may come back by that
+    own = {
+        "atomic_ist_untrain_ret_db": BASE,
+        "__atomic_ist_db_text": BASE,
+        "atomic_ist_committed_db": BASE + 8,
+    }
+    assert outcome(code(NOP, call, NOP, NOP), own, "unret") == f"{EXPOSED_ALL & ~own_text(1):#x}"
+    assert (
+        outcome(code(NOP, call, NOP, NOP), own | {"atomic_ist_committed_db": BASE + 6}, "unret")
+        == "call at 1"
+    )
 
 
 def test_a_nested_entry_inherits(entry: Target) -> None:

@@ -6,6 +6,7 @@ passes in the same contexts, so that nothing here is true of anything.
 """
 
 import functools
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 from _pytest.mark.structures import ParameterSet
 
+from atomicist.cli.main import main
 from atomicist.image import bare, specimens
 from atomicist.image.bare import BareConfig
 from atomicist.image.errors import ImageError
@@ -36,6 +38,9 @@ NAIVE = "naive"
 
 # Met only on the way back from an event: no start context shows it at once.
 MET_LATER = {"m04-resumed-at-commit"}
+
+# Not to be seen in a run, but in the code.
+WITHOUT_RUNNING = {n for n, s in ALL.items() if PROPERTIES[s.property].key == "NO_FENCE"}
 
 # The certificate assumes an event where stack is free: here with the event in place, and what it does.
 WITH_THE_EVENT = {
@@ -114,7 +119,7 @@ def property_of(finding: NativeFinding) -> str:
     return f"IST{finding.property:03d}"
 
 
-AT_ONCE = set(ALL) - MET_LATER - {NAIVE}
+AT_ONCE = set(ALL) - MET_LATER - WITHOUT_RUNNING - {NAIVE}
 ENDLESS = {n for n in AT_ONCE if PROPERTIES[ALL[n].property].key == "ENDLESS"}
 COMPARED = AT_ONCE - set(WITH_THE_EVENT)
 
@@ -154,6 +159,17 @@ def test_found_with_the_event_in_place(cache: Path, name: str) -> None:
     if PROPERTIES[wanted].key != "ENDLESS":  # which takes the reference long to say
         shown = replay_timed(target, c, timed(Origin(c.name), result.findings[0].events))
         assert shown.verdict.property == wanted
+
+
+@pytest.mark.parametrize("name", sorted(WITHOUT_RUNNING))
+def test_found_without_running(
+    cache: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ATOMICIST_CACHE", str(cache))
+    assert main(["paths", "--json", "--specimen", name]) == 1
+    shown = json.loads(capsys.readouterr().out)
+    assert [n for n in ("IST026", "IST027") if shown[n]] == [ALL[name].property]
+    assert {u["skipped"] for u in shown["IST027"]} == {True, False}
 
 
 def test_naive_loses_the_first_nmi(cache: Path) -> None:

@@ -21,7 +21,7 @@ FORMAT = 1
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.description = (
-        "Over the control-flow graph of the built code: paths from an entry to a return or a handler before "
+        "Over the control-flow graph of the built code: paths from an entry to a call or return before "
         "predictions are the kernel's (IST026), and uses of GS behind a SWAPGS that may be skipped, "
         "without a fence (IST027). A path need not be one that a run can take."
     )
@@ -34,26 +34,33 @@ def run(args: argparse.Namespace) -> int:
     image = selection.select(args)
     target = image.target
     entries = [g.offset for v, g in target.gates.items() if g.offset in target.insns and v != "DF"]
-    early = exposed_paths(target.insns, target.symbols, target.mitigation, entries, target.handlers)
+    every = exposed_paths(target.insns, target.symbols, target.mitigation, entries, target.handlers)
+    early, notes = [p for p in every if not p.note], [p for p in every if p.note]
     bare = unfenced(target.insns, entries, target.handlers)
     terminal = Terminal(sys.stdout)
     if args.json:
         document = {
             "format": FORMAT, "image": target.name, "build_id": target.build_id,
             "config": list(target.config), "mitigation": target.mitigation,
-            "IST026": [_path(target, p) for p in early], "IST027": [_fence(target, u) for u in bare],
+            "IST026": [_path(target, p) for p in early], "notes": [_path(target, p) for p in notes],
+            "IST027": [_fence(target, u) for u in bare],
         }  # fmt: skip
         terminal.data(json.dumps(document, indent=2) + "\n")
         return FINDINGS if early or bare else PASSED
-    for p in early:
+    for p in (*early, *notes):
         words = " -> ".join(name(target.symbolize(va)) for va in p.places)
-        terminal.lines(Line(text) for text in wrap(f"IST026 {p.what}: {words}", terminal.width, 0, 4))
+        number = "note   " if p.note else "IST026 "
+        terminal.lines(Line(text) for text in wrap(f"{number}{p.what}: {words}", terminal.width, 0, 4))
     for u in bare:
         how = "skipped" if u.skipped else "executed"
         words = f"swapgs at {name(target.symbolize(u.swapgs))} {how}, %gs at {name(target.symbolize(u.use))}"
         terminal.lines(Line(text) for text in wrap(f"IST027 {words}", terminal.width, 0, 4))
     needs = "needs nothing before a return" if target.mitigation == "none" else f"needs {target.mitigation}"
-    terminal.say(f"{count(len(early), 'path')} to an early return (the CPU {needs}), "
+    if notes:
+        terminal.say(
+            "A note is a CALL before predictions are the kernel's: right, if its RET comes behind that."
+        )
+    terminal.say(f"{count(len(early), 'path')} to an early call or return (the CPU {needs}), "
                  f"{count(len(bare), 'use')} of GS without a fence")  # fmt: skip
     terminal.say(f"next: {selection.command('verify', *image.options)}")
     return FINDINGS if early or bare else PASSED

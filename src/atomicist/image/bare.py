@@ -223,7 +223,7 @@ class _Loader:
             a for n, a in symbols.items() if self._has_code(a) and not n.endswith(("_end", "_text_start"))
         ]
         insns = reachable(in_text, self._fetch, handlers, Lifter())
-        insns = guard(insns, symbols, config.mitigation)
+        insns = guard(insns, symbols, config.mitigation, handlers)
         kernel_cr3 = KERNEL_PGD | (PCID_KERNEL if config.pcid else 0)
         return Target(
             name=self._name,

@@ -7,9 +7,12 @@ over the control-flow graph, is there a path from an entry to a RET, an indirect
 or the call of a handler on which nothing has made predictions the kernel's?  Objtool's
 --unret is the peer (Linux tools/objtool/check.c).
 
-A direct CALL goes where it says; what is wrong with it is the RET that follows.  So a
-function may be called if it untrains before it returns, as Linux's paranoid_entry() does
-(UNTRAIN_RET_FROM_CALL); what is called finding is the RET, or the call of a handler.
+A direct CALL goes where it says: a processor that takes it for another branch knows better
+once it is decoded.  What is wrong with it is the RET that follows, so Linux's paranoid_entry()
+is right to be called and to untrain before it returns (UNTRAIN_RET_FROM_CALL), and objtool
+follows it.  There it is a *note*.  In an image with atomic entries the rule is the one that
+reviewers of the RFC stated, no CALL, RET or indirect branch: a CALL is a finding like the RET,
+but for one whose target does nothing before it makes predictions the kernel's.
 
 What a path cannot know, and the run does: whether two tests of one value agree; and a value
 written to an MSR that is no constant, which is taken to be the right one.
@@ -36,6 +39,7 @@ from atomicist.isa.predictions import (
     untraining,
 )
 from atomicist.isa.registers import REGISTERS, SLOT
+from atomicist.machine.stages import COMMITTED
 
 UNTRAINING: Final = (
     "entry_untrain_ret", "zen_untrain_ret", "retbleed_untrain_ret", "srso_untrain_ret",
@@ -52,6 +56,8 @@ VECTOR_TEXT: Final = {"nmi": 0, "db": 1, "mc": 2, "vc": 3}
 
 MAX_STATES: Final = 200_000
 MAX_CALLS: Final = 16
+MAX_AHEAD: Final = 16
+"""Instructions in which the target of a CALL has to make predictions the kernel's."""
 _PREDICTED: Final = frozenset({Flow.RET, Flow.INDIRECT, Flow.INDIRECT_CALL})
 _CONSTANT: Final = re.compile(r"mov (ecx|eax), (0x[0-9a-f]+|\d+)")
 _SLOTS: Final = {name: REGISTERS[name].slot for name in ("RAX", "RCX")}
@@ -59,30 +65,49 @@ _SLOTS: Final = {name: REGISTERS[name].slot for name in ("RAX", "RCX")}
 
 @dataclass(frozen=True, slots=True)
 class Untraining:
-    """Of an image: which ``bits`` of EXPOSED an address clears, and [start, end) of the
-    ``texts`` that have a bit of their own, by event."""
+    """Of an image: which ``bits`` of EXPOSED an address clears, [start, end) of the
+    ``texts`` that have a bit of their own, by event, and whether a direct CALL is held
+    to the same as a RET."""
 
     mitigation: str
     bits: Mapping[int, int]
     texts: Mapping[int, tuple[int, int]]
+    calls: bool = False
 
     def bit(self, insn: Insn) -> int:
         """The bit of EXPOSED that ``insn``, a branch, is checked for."""
-        if insn.flow is Flow.RET:
+        if insn.flow in (Flow.RET, Flow.CALL):
+            to = insn.va if insn.target is None else insn.target
             for event, (start, end) in self.texts.items():
-                if start <= insn.va < end:
+                if start <= insn.va < end and start <= to < end:
                     return own_text(event)
         return EVERYTHING
+
+    def early_call(self, insn: Insn, insns: Mapping[int, Insn]) -> bool:
+        """Whether ``insn`` is a direct CALL of other code than such as makes predictions the kernel's."""
+        if insn.flow is not Flow.CALL or insn.target is None:
+            return False
+        va = insn.target
+        for _ in range(MAX_AHEAD):
+            at = insns.get(va)
+            if va in self.bits or (at is not None and at.text == "wrmsr"):
+                return False
+            if at is None or at.flow is not Flow.FALL:
+                return True
+            va = at.next
+        return True
 
 
 @dataclass(frozen=True, slots=True)
 class ExposedPath:
     """A way from an entry to the instruction at ``va`` (``what``: ret, call, ...): the
-    addresses of its branches that were taken, the entry's first, ``va`` last."""
+    addresses of its branches that were taken, the entry's first, ``va`` last.  ``note``: it
+    is a direct CALL in an image for which that is no finding."""
 
     what: str
     va: int
     places: tuple[int, ...]
+    note: bool = False
 
 
 def untraining_of(symbols: Mapping[str, int], mitigation: str) -> Untraining:
@@ -98,18 +123,23 @@ def untraining_of(symbols: Mapping[str, int], mitigation: str) -> Untraining:
             if early is not None and start is not None and end is not None:
                 bits[early] = own_text(event)
                 texts[event] = start, end
-    return Untraining(mitigation, bits, texts)
+    atomic = any(re.fullmatch(COMMITTED, name) for name in symbols)
+    return Untraining(mitigation, bits, texts, atomic)
 
 
-def guard(insns: Mapping[int, Insn], symbols: Mapping[str, int], mitigation: str) -> dict[int, Insn]:
-    """``insns`` with the checks of a CPU that needs ``mitigation``; the same for "none"."""
+def guard(
+    insns: Mapping[int, Insn], symbols: Mapping[str, int], mitigation: str, handlers: Container[int] = ()
+) -> dict[int, Insn]:
+    """``insns`` with the checks of a CPU that needs ``mitigation``; the same for "none".
+
+    The call of one of ``handlers`` is judged there, with all else that a handler counts on."""
     if mitigation == "none":
         return dict(insns)
     u = untraining_of(symbols, mitigation)
     out = {}
     for va, insn in insns.items():
         new = insn
-        if insn.flow in _PREDICTED:
+        if insn.flow in _PREDICTED or (u.calls and insn.target not in handlers and u.early_call(insn, insns)):
             new = checked(new, u.bit(insn))
         if insn.text == "wrmsr":
             new = msr_write(new, mitigation)
@@ -160,6 +190,8 @@ def _exposed(
         now = _after(state, insn, u)
         if not now.exposed and u.mitigation != "ibrs":
             continue  # nothing exposes it again before user mode
+        if u.early_call(insn, insns) and insn.target not in handlers and state.exposed & u.bit(insn):
+            yield ExposedPath(insn.flow.value, state.va, _places(came, state, insns), not u.calls)
         wrong = _wrong(insn, state, u, handlers)
         if wrong:
             yield ExposedPath(insn.flow.value, state.va, _places(came, state, insns))

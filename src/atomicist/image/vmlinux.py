@@ -93,7 +93,7 @@ class _Loader:
             name=self._name,
             build_id=layout.build_id,
             config=tuple(sorted(layout.features)),
-            insns=MappingProxyType(guard(insns, symbols, mitigation)),
+            insns=MappingProxyType(guard(insns, symbols, mitigation, handlers)),
             gates=MappingProxyType(
                 {v.name.upper(): Gate(VECTORS[v.name.upper()], v.entry, v.ist) for v in layout.vectors}
             ),

@@ -68,7 +68,7 @@ def _of_result(field: str) -> Callable[[Figures], str]:
 ROWS: Final[tuple[tuple[str, Callable[[Figures], str]], ...]] = (
     ("nothing lost", _lost),
     ("RETBLEED-safe, all runs", _safe),
-    ("paths to an early return", lambda f: NONE if f.mitigation == "none" else str(len(f.exposed))),
+    ("paths to an early call or return", lambda f: NONE if f.mitigation == "none" else str(len(f.exposed))),
     ("other properties violated", _other),
     ("NMI from user mode, instructions", _fast("user")),
     ("NMI from kernel mode, instructions", _fast("kernel")),

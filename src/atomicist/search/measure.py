@@ -92,13 +92,14 @@ def cheap(target: Target, name: str, source: Callable[[int], str]) -> Figures:
     insns = follow(target.insns, entries, target.handlers)
     lines = {line for va in insns if (line := source(va))}
     start, end = _atomic(target)
+    every = exposed_paths(target.insns, target.symbols, target.mitigation, entries, target.handlers)
     early = [va for va in target.insns if start <= va < end and ".S:" not in (source(va) or ".S:")]
     return Figures(
         name, target.build_id, target.config, target.mitigation,
         {mode: path(replay(target, parse(schedule, target))) for mode, schedule in FAST.items()},
         sum(i.size for i in insns.values()),
         sum(".S:" in line for line in lines), sum(".c:" in line or ".h:" in line for line in lines),
-        len(early), exposed_paths(target.insns, target.symbols, target.mitigation, entries, target.handlers),
+        len(early), tuple(p for p in every if not p.note),
         _mapped(target, insns), tuple(_trusted(target, early)),
     )  # fmt: skip
 

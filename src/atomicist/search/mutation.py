@@ -63,6 +63,7 @@ class Held:
     covers_key: tuple[frozenset[int], ...]
     cells: tuple[tuple[tuple[int, bool], ...] | None, ...]
     shapes: frozenset[bytes]
+    holds: tuple[bool, ...] = ()
 
     def serves_for(self, other: Held) -> bool:
         """Whether it holds for all that ``other`` holds for, and meets nothing that ``other``
@@ -72,6 +73,8 @@ class Held:
             and _no_less(self.covers_rsp, other.covers_rsp)
             and all(a >= b for a, b in zip(self.covers_key, other.covers_key, strict=True))
             and self.cells == other.cells
+            and len(self.holds) == len(other.holds)
+            and all(a >= b for a, b in zip(self.holds, other.holds, strict=True))
             and self.shapes <= other.shapes
         )
 
@@ -79,8 +82,9 @@ class Held:
 def held(result: NativeResult) -> Held:
     """What the certificate ``result`` holds for."""
     return Held(
-        result.covers, result.covers_rsp, result.covers_key, result.cells, frozenset(result.emitted.shapes())
-    )
+        result.covers, result.covers_rsp, result.covers_key, result.cells,
+        frozenset(result.emitted.shapes()), result.holds,
+    )  # fmt: skip
 
 
 def _no_less(a: bytes, b: bytes) -> bool:
@@ -93,7 +97,7 @@ class Part:
     """A part of the search: from ``context``, ``first`` first: that one event alone, with
     ``second`` another one at each of the first boundaries behind it, or with ``closed`` a
     certificate, which has them all.  ``ran``: what the unchanged image executes;
-    ``held``: what that certificate holds for there."""
+    ``held``: what that certificate holds for there; ``others``: the contexts that it was asked for."""
 
     context: Context
     first: int
@@ -101,6 +105,7 @@ class Part:
     ran: bytes = b""
     second: int | None = None
     held: Held | None = None
+    others: tuple[tuple[int, ...], ...] = ()
 
     @property
     def step(self) -> str:
@@ -144,7 +149,9 @@ def look(engine: PatchableEngine, part: Part) -> NativeResult:
     """What ``part`` of the search finds in the engine's present target."""
     c = part.context
     if part.closed:
-        return engine.certify(c.registers, part.first, expect_df=c.expect_df, no_stack=c.no_stack)
+        return engine.certify(
+            c.registers, part.first, expect_df=c.expect_df, no_stack=c.no_stack, others=part.others
+        )
     offered = 1 << part.first | (0 if part.second is None else 1 << part.second)
     return engine.enumerate(
         c.registers, budget=1 if part.second is None else 2, offered=offered, first=1 << part.first,

@@ -203,7 +203,9 @@ class _Watching(workers.Workers):
         tasks = list(tasks)
         answers = super().map(functools.partial(_watched, function), tasks)
         for task, (answer, ran) in zip(tasks, answers, strict=False):
-            part = Part(task.context, task.vector, closed=True, ran=ran, held=held(answer))
+            part = Part(
+                task.context, task.vector, closed=True, ran=ran, held=held(answer), others=task.others
+            )
             self.parts.append(part)
             yield answer
 

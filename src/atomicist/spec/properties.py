@@ -103,7 +103,7 @@ _TABLE: Final = (
              "The entry changed memory that every later entry takes to be constant: the TSS, per-CPU bases.",
              "Do not edit the TSS or per-CPU constants on the way; a nested entry would find them half changed."),
     Property("IST026", "PREDICTED", "no return or indirect branch before predictions are the kernel's",
-             "A RET or indirect branch executed, or a handler was called, while user mode decides where it is predicted to go (RETBLEED).",
+             "A RET or indirect branch executed, an atomic entry called, or a handler was called, while user mode decides where it is predicted to go (RETBLEED).",
              "Set IBRS, untrain or flush first; until then nothing may be called that returns."),
     Property("IST027", "NO_FENCE", "a SWAPGS that may be skipped is fenced before GS is used",
              "Code behind a conditional SWAPGS can use %gs speculatively with the wrong base (CVE-2019-1125).",
