@@ -64,6 +64,7 @@ class State:
 
 def _work(reader: str, chunk: int, current: Any, read: Any, pipe: Any) -> None:
     """Run one chunk in this process; what is behind `current` is done.  Each crash is sent at once."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for number in range(max(chunk * CHUNK, current.value), (chunk + 1) * CHUNK):
@@ -204,6 +205,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--case", metavar="READER:NUMBER", help="run one case here")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and its processes with it
     if args.case:
         name, _, number = args.case.partition(":")
         if name not in READERS or not number.isdecimal():

@@ -13,6 +13,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -91,6 +92,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--minutes", type=float, default=0, help="stop after this time")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and its processes with it
     key = digest()
     done = load(key)
     todo = [task for task in tasks() if " ".join(task) not in done]
@@ -98,7 +100,9 @@ def main() -> int:
     for name in walks.IMAGES:  # made once, before processes are started
         walks.target(name)
     context = multiprocessing.get_context("fork")
-    with context.Pool(args.workers) as pool:
+    with context.Pool(
+        args.workers, initializer=signal.signal, initargs=(signal.SIGTERM, signal.SIG_DFL)
+    ) as pool:
         for task, result in pool.imap_unordered(work, todo):
             done[" ".join(task)] = result
             save(key, done)

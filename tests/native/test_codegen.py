@@ -76,7 +76,7 @@ def test_two_events_in_many_contexts(every: int) -> None:
 
 
 def test_three_events() -> None:
-    starts = [entry_contexts()[name] for name in ("user", "kernel-task", "kernel-main-0x164")]
+    starts = [entry_contexts()[name] for name in ("user", "kernel-task", "kernel-main-0x165")]
     for result in compare_searches(entry(), starts, budget=3, offered=9, first=1):
         assert result.hits > result.misses > 0
 

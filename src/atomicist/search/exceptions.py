@@ -75,7 +75,8 @@ def judge(
     used: set[str] = set()
     for mutant in mutants:
         outcome = result.get(mutant.name)
-        if outcome is None or outcome.status not in ("survived", "passed"):
+        # one that has only passed so far, in a run that was cut short, may yet be found
+        if outcome is None or outcome.status != "survived":
             continue
         for n in named:
             if n.matches(mutant):

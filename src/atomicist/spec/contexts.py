@@ -189,7 +189,7 @@ def _kernel_rows(target: Target) -> Iterator[tuple[str, str, dict[str, int]]]:
     if main is None:
         return
     size = main.top - main.bottom
-    for below in (8, 0xB0, 0xB8, 0x164, size // 2, size - target.reserve - 0xB0 * 4):
+    for below in (8, 0xB0, 0xB8, 0x165, size // 2, size - target.reserve - 0xB0 * 4):
         yield (
             f"kernel-main-{below:#x}",
             f"kernel mode on the main stack, {below:#x} bytes in use",
