@@ -207,6 +207,8 @@ static int check_frame(struct machine *m, struct instance *in, u64 regs, bool fi
 	u32 bad = NSLOTS;
 	u64 bad_expected = 0, bad_found = 0;
 
+	if (m->shadow)
+		require_address(m, leaf(m, REG_RDI), regs);
 	if (!read_word(m, regs + PT_RIP, &rip) || !read_word(m, regs + PT_CS, &cs) ||
 	    !read_word(m, regs + PT_RFLAGS, &flags))
 		return report(m, P_HANDLER_CONTEXT, regs, REG_RDI, 0, regs);
@@ -249,6 +251,8 @@ static int check_frame(struct machine *m, struct instance *in, u64 regs, bool fi
 			exact = true;
 		}
 	}
+	if (m->shadow && read_word(m, regs + PT_ORIG_RAX, &val))
+		require(m, word_node(m, regs + PT_ORIG_RAX), val);
 	/* of a frame that is wrong altogether the placeholder is not the news */
 	if (exact && (!read_word(m, regs + PT_ORIG_RAX, &val) || val != ~0ull))
 		return report(m, P_PLACEHOLDER, regs + PT_ORIG_RAX, NSLOTS, ~0ull, val);
@@ -449,6 +453,8 @@ int at_handler(struct machine *m, u32 vector)
 	st = check_environment(m, in);
 	if (st == GOES_ON)
 		st = check_frame(m, in, m->r[REG_RDI], in == m->inst);
+	if (st == GOES_ON && vector_error[vector] && m->shadow)
+		require(m, leaf(m, REG_RSI), m->r[REG_RSI]);
 	if (st == GOES_ON && vector_error[vector] && m->r[REG_RSI] != in->error)
 		st = report(m, P_HANDLER_CONTEXT, m->pc, REG_RSI, in->error, m->r[REG_RSI]);
 	if (st != GOES_ON)

@@ -355,11 +355,9 @@ void require_origin(struct machine *m, u32 slot, u64 val)
 /* Bytes `low` to `high` were used, at an address that is not computed from the interrupted RSP. */
 void used_at(struct machine *m, u64 low, u64 high)
 {
-	const struct region *const movable[] = { m->main, m->entry };
-
-	for (u32 i = 0; i < 2; i++)
-		if (movable[i] && high >= movable[i]->bottom && low < movable[i]->top)
-			m->absolute |= 1u << movable[i]->kind;
+	for (u32 i = 0; i < m->im->nregions; i++)
+		if (m->regions[i].kind >= MAIN_STACK && high >= m->regions[i].bottom && low < m->regions[i].top)
+			m->absolute |= 1u << m->regions[i].kind;
 }
 
 void constrain(struct machine *m, u32 kind, u32 node, u64 val, int64_t low, int64_t high)
@@ -583,7 +581,7 @@ static enum source bit_source(struct machine *m, u32 node, u32 bit, u32 loc)
 	const struct node *n = &m->nodes[node];
 	enum source a, b;
 
-	if (!node)
+	if (!node || bit >= 8u * n->size)
 		return CONSTANT_ONLY;
 	switch (n->code) {
 	case LEAF:
@@ -608,7 +606,8 @@ static enum source bit_source(struct machine *m, u32 node, u32 bit, u32 loc)
 		if (a == ELSEWHERE || b == ELSEWHERE || (a == ORIGIN && b == ORIGIN))
 			return ELSEWHERE;
 		/* a constant one hides the flag */
-		if ((!n->a && n->va >> bit & 1) || (!n->b && n->vb >> bit & 1))
+		if ((a == CONSTANT_ONLY && (n->a ? m->nodes[n->a].val : n->va) >> bit & 1) ||
+		    (b == CONSTANT_ONLY && (n->b ? m->nodes[n->b].val : n->vb) >> bit & 1))
 			return CONSTANT_ONLY;
 		return a == ORIGIN || b == ORIGIN ? ORIGIN : CONSTANT_ONLY;
 	default:
