@@ -832,11 +832,13 @@ bool holds_for(struct search *s, const u64 *regs)
 	const u64 *here = s->certified;
 	const struct region *reg = region_of(m, here[REG_RSP]);
 	const struct insn *in = insn_at(m, here[REG_RIP]), *other = insn_at(m, regs[REG_RIP]);
+	const u32 alike[] = { REG_CS, REG_SHADOW, REG_NMI_BLOCKED, REG_MCG_STATUS };
 	bool on_stack = !(here[REG_CS] & 3) && !m->no_stack, moved = on_stack && here[REG_RSP] != regs[REG_RSP];
 
-	if (!root || here[REG_CS] != regs[REG_CS] || here[REG_SHADOW] != regs[REG_SHADOW] ||
-	    here[REG_NMI_BLOCKED] != regs[REG_NMI_BLOCKED] || here[REG_MCG_STATUS] != regs[REG_MCG_STATUS] || user_root(m, here) != user_root(m, regs) ||
-	    (in ? in->place : 0) != (other ? other->place : 0) ||
+	for (u32 i = 0; i < sizeof(alike) / sizeof(*alike); i++)
+		if (here[alike[i]] != regs[alike[i]])
+			return false;
+	if (!root || user_root(m, here) != user_root(m, regs) || (in ? in->place : 0) != (other ? other->place : 0) ||
 	    (on_stack && region_of(m, regs[REG_RSP]) != reg) ||
 	    (moved && (!reg || m->absolute >> reg->kind & 1)))
 		return false;

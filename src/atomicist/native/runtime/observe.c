@@ -203,7 +203,7 @@ static void same_origin(struct machine *m, u32 node, u32 slot, u64 val)
 static int check_frame(struct machine *m, struct instance *in, u64 regs, bool first)
 {
 	u64 rip, cs, flags, val;
-	bool other, exact = true;
+	bool other, exact = true, readable;
 	u32 bad = NSLOTS;
 	u64 bad_expected = 0, bad_found = 0;
 
@@ -251,10 +251,11 @@ static int check_frame(struct machine *m, struct instance *in, u64 regs, bool fi
 			exact = true;
 		}
 	}
-	if (m->shadow && read_word(m, regs + PT_ORIG_RAX, &val))
+	readable = read_word(m, regs + PT_ORIG_RAX, &val);
+	if (m->shadow && readable)
 		require(m, word_node(m, regs + PT_ORIG_RAX), val);
 	/* of a frame that is wrong altogether the placeholder is not the news */
-	if (exact && (!read_word(m, regs + PT_ORIG_RAX, &val) || val != ~0ull))
+	if (exact && (!readable || val != ~0ull))
 		return report(m, P_PLACEHOLDER, regs + PT_ORIG_RAX, NSLOTS, ~0ull, val);
 	if (exact)
 		return GOES_ON;
