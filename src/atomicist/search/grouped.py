@@ -2,9 +2,10 @@
 """Many mutants in one image, and who of them it is that the checker finds.
 
 An image with ``n`` mutants is certified once for all of them.  Only where there is a
-finding are halves of them tried, and halves of these; a mutant counts as found when it is
-found alone.  What is found together and by neither half alone is two mutants that
-meet: they are put into different images.
+finding are halves of them tried, and halves of these, so that one that is found costs about
+two certificates where many are, and as many as there are halves where it is alone.  A mutant
+counts as found when it is found alone.  What is found together and by neither half alone is
+two mutants that meet: they are put into different images.
 
 A certificate that executes none of the mutated instructions in the unchanged image does the
 same with the mutants, so it is not asked.
@@ -82,41 +83,38 @@ class Group:
         return result if bad else None
 
     def _search(self, some: Sequence[Member], part: Part, by: str) -> list[Outcome]:
-        """Those of ``some`` that are found in ``part`` alone; they are found there together."""
+        """Those of ``some`` that are found in ``part`` alone.
+
+        What neither half shows alone is two mutants that meet: the second half is put apart."""
+        started = time.monotonic()
+        result = self._shows(some, part)
+        spent = round(time.monotonic() - started, 4)
+        if result is None:
+            return []
         if len(some) == 1:
-            result = self._shows(some, part)
-            outcome = wrong(self._target, some[0].mutant, part, result, by) if result else None
-            return [outcome] if outcome else []
+            outcome = wrong(self._target, some[0].mutant, part, result, by)
+            return [replace(outcome, seconds=spent)] if outcome else []
         half = len(some) // 2
-        if half == 1 or self._shows(some[:half], part) is not None:
-            found = self._search(some[:half], part, by)
-            if found:
-                return found
-        # it is in the other half, or else shown by both together only; more are found the next time
-        return self._search(some[half:], part, by)
+        before = len(self.apart)
+        found = self._search(some[:half], part, by) + self._search(some[half:], part, by)
+        if not found and len(self.apart) == before:
+            self.apart += some[half:]
+        return found
 
     def ask(self, part: Part, by: str = "") -> bool:
         """Take out of ``left`` what is found in ``part``. Whether there was anything."""
-        if part.ran and not any(executes(part, m.touched) for m in self.left):
-            return False
-        some = list(self.left)
         anything = False
-        while some:
-            started = time.monotonic()
-            if self._shows(some, part) is None:
-                break
+        while True:
+            # alone, one that the part does not execute cannot be told from the original
+            some = [m for m in self.left if not part.ran or executes(part, m.touched)]
+            before = len(self.apart)
+            outcomes = self._search(some, part, by) if some else []
+            if not outcomes and len(self.apart) == before:
+                return anything
             anything = True
-            outcomes = self._search(some, part, by)
-            spent = (time.monotonic() - started) / max(1, len(outcomes))
-            self.found += [replace(o, seconds=round(spent, 4)) for o in outcomes]
-            names = {o.name for o in outcomes}
-            away = [m for m in some if m.mutant.name in names]
-            if not outcomes:
-                away = some[len(some) // 2 :] if len(some) > 1 else some
-                self.apart += away
-            some = [m for m in some if m not in away]
-            self.left = [m for m in self.left if m not in away]
-        return anything
+            self.found += outcomes
+            away = {o.name for o in outcomes} | {m.mutant.name for m in self.apart[before:]}
+            self.left = [m for m in self.left if m.mutant.name not in away]
 
 
 def ask_all(

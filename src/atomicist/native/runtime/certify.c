@@ -555,6 +555,9 @@ static int explore(struct search *s, u32 chain, u64 *count)
 			st = try_event(s, chain, v, count);
 			if (st != GOES_ON)
 				return st;
+			/* what is no longer remembered would be explored again and again */
+			if (m->overflow)
+				return FOUND;
 		}
 		st = step(m);
 		/* who returns before the commit gives up what it was to save */
