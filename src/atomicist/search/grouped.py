@@ -14,7 +14,7 @@ same with the mutants, so it is not asked.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -62,53 +62,62 @@ def differs(part: Part, result: NativeResult) -> bool:
     return fine and part.held is not None and not held(result).serves_for(part.held)
 
 
+Judge = Callable[[Sequence[Member], Part, NativeResult, bytes], Outcome | None]
+"""What is wrong with an image of some mutants in a part, said of the first of them; with what was
+executed (`PatchableEngine.ran`)."""
+
+
+def finds(target: Target, by: str = "") -> Judge:
+    """The judge that looks for findings."""
+    return lambda some, part, result, ran: wrong(target, some[0].mutant, part, result, by)
+
+
 class Group:
     """An image of mutants ``left``, those ``found``, and those that have to be ``apart``."""
 
-    def __init__(self, quick: Quick, target: Target, some: Sequence[Member]) -> None:
+    def __init__(self, quick: Quick, some: Sequence[Member], judge: Judge) -> None:
         self._quick = quick
-        self._target = target
+        self._judge = judge
         self.left = list(some)
         self.found: list[Outcome] = []
         self.apart: list[Member] = []
 
-    def _shows(self, some: Sequence[Member], part: Part) -> NativeResult | None:
+    def _shows(self, some: Sequence[Member], part: Part) -> Outcome | None:
         """What is wrong in ``part`` with ``some`` in the image."""
+        engine = self._quick.engine
         try:
             with self._quick.patched(m.change for m in some):
-                result = look(self._quick.engine, part)
+                engine.ran()
+                result = look(engine, part)
         except PatchError as e:
             raise ValueError(f"{len(some)} mutants do not fit: {e}") from e
-        bad = result.findings or result.overflow or result.dependence is not None or differs(part, result)
-        return result if bad else None
+        return self._judge(some, part, result, engine.ran())
 
-    def _search(self, some: Sequence[Member], part: Part, by: str) -> list[Outcome]:
+    def _search(self, some: Sequence[Member], part: Part) -> list[Outcome]:
         """Those of ``some`` that are found in ``part`` alone.
 
         What neither half shows alone is two mutants that meet: the second half is put apart."""
         started = time.monotonic()
-        result = self._shows(some, part)
-        spent = round(time.monotonic() - started, 4)
-        if result is None:
+        shown = self._shows(some, part)
+        if shown is None:
             return []
         if len(some) == 1:
-            outcome = wrong(self._target, some[0].mutant, part, result, by)
-            return [replace(outcome, seconds=spent)] if outcome else []
+            return [replace(shown, seconds=round(time.monotonic() - started, 4))]
         half = len(some) // 2
         before = len(self.apart)
-        found = self._search(some[:half], part, by) + self._search(some[half:], part, by)
+        found = self._search(some[:half], part) + self._search(some[half:], part)
         if not found and len(self.apart) == before:
             self.apart += some[half:]
         return found
 
-    def ask(self, part: Part, by: str = "") -> bool:
+    def ask(self, part: Part) -> bool:
         """Take out of ``left`` what is found in ``part``. Whether there was anything."""
         anything = False
         while True:
             # alone, one that the part does not execute cannot be told from the original
             some = [m for m in self.left if not part.ran or executes(part, m.touched)]
             before = len(self.apart)
-            outcomes = self._search(some, part, by) if some else []
+            outcomes = self._search(some, part) if some else []
             if not outcomes and len(self.apart) == before:
                 return anything
             anything = True
@@ -118,14 +127,14 @@ class Group:
 
 
 def ask_all(
-    quick: Quick, target: Target, some: Sequence[Mutant], parts: Sequence[Part], by: str = "certificate"
+    quick: Quick, some: Sequence[Mutant], parts: Sequence[Part], judge: Judge, by: str = "certificate"
 ) -> list[Outcome]:
-    """The outcomes of mutants that can be in one image, after all of ``parts``: killed, or passed
-    ``by`` these, or `OTHERWISE`."""
+    """The outcomes of mutants that can be in one image, after all of ``parts``: what ``judge`` says
+    of them, or passed ``by`` these."""
     waiting = [list(members(quick, some))]
     done: dict[str, Outcome] = {}
     while waiting:
-        group = Group(quick, target, waiting.pop())
+        group = Group(quick, waiting.pop(), judge)
         for part in parts:
             group.ask(part)
         done |= {o.name: o for o in group.found}

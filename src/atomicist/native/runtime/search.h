@@ -10,6 +10,7 @@
 #define MAX_STACK_WORDS 4096
 #define MAX_CANDIDATES 32
 #define MAX_LIVE (MAX_CHAIN * 32)
+#define MAX_ENDS 2048
 
 #define DEP_HEADS 128
 #define NO_DEP 0xffffu
@@ -94,6 +95,8 @@ struct search {
 	u32 nitems;
 	struct committed *committed;
 	u32 ncommitted;
+	u64 ends[MAX_ENDS];	/* of the entry, by value, each once: see note_end() */
+	u32 nends;
 	struct emitted *out;
 	u32 nout, capout;
 	u64 *seen;
@@ -135,7 +138,7 @@ enum mode {
 /* Totals that Python reads in one go. */
 struct totals {
 	u64 guest_insns, interleavings, executed, boundaries, hits, misses;
-	u64 worst_commit, lowest_main, findings, emitted, overflow, broken_slot, broken_where;
+	u64 worst_commit, lowest_main, findings, emitted, overflow, broken_slot, broken_where, ends;
 };
 
 bool free_cells(struct search *s, struct scope *root, u32 slot, struct free_register *f);
