@@ -17,6 +17,8 @@
    again many in one image.  Where an image is closed without a finding, none of its mutants has one
    of its own.  A mutant that passes needs an argument besides (`equivalence`, or a named exception),
    since others in the image might hide it.
+5. What is left without an argument is compared with the original, certificate by certificate (`alike`):
+   the same ways and the same ends are one.
 
 Every step is in the order of the image, so the result does not depend on the workers.
 """

@@ -468,7 +468,8 @@ static int try_event(struct search *s, u32 chain, u32 vector, u64 *count)
 			constrain(m, sc->con[i].kind, to_parent(m, sc->con[i].node), sc->con[i].val,
 				  sc->con[i].low, sc->con[i].high);
 		}
-		remember(s, sc, chain, vector, mine);
+		if (s->mode != BRUTE)
+			remember(s, sc, chain, vector, mine);
 	}
 	free(sc);
 	return st;
