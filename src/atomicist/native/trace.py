@@ -68,7 +68,12 @@ class Trace:
         self._names = 0
         self._notes: set[Note] = set()
         self._forked = False
-        self.stores = 0
+        self._written_groups: list[Group] = []
+
+    @property
+    def room(self) -> int:
+        """How many words of the log the trace takes at most."""
+        return sum(group.room for group in self._written_groups)
 
     def add(self, insn: Insn) -> bool:
         """Append ``insn``; True if control may go on behind it, in this trace."""
@@ -266,6 +271,8 @@ class Trace:
             if not self._forked:
                 self._groups.append(group)
             self._line("", group.check, () if origin == "0" else (origin,))
+        if write and not group.writes:
+            self._written_groups.append(group)
         (group.writes if write else group.reads).append((low, low + size))
         if write and group.aligned is None and size == SLOT:
             group.aligned = low
@@ -280,7 +287,6 @@ class Trace:
 
     def _store(self, address: Value, value: Value, size: int, access: int) -> None:
         group, low = self._group(address, size, access, write=True)
-        self.stores += 2
         self._line("", lambda: group.store(low, size, value.text), value.names())
 
     def render(self) -> str:

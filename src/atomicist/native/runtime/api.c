@@ -11,7 +11,7 @@ EXPORT void atomicist_free(struct search *s)
 	struct machine *m = s ? s->m : NULL;
 
 	if (m) {
-		free(m->mem);
+		free(m->mem ? m->mem - IN_FRONT : NULL);
 		free(m->depended);
 		free(m->version);
 		free(m->journal);
@@ -20,6 +20,7 @@ EXPORT void atomicist_free(struct search *s)
 		free(m->pages);
 		free(m->regions);
 		free(m->log);
+		free(m->saved);
 		free(m->clean);
 		free(m->nodes);
 		free(m->lazies);
@@ -128,6 +129,7 @@ EXPORT struct search *atomicist_new(const struct image *im)
 	s->m = m;
 	m->im = im;
 	m->caplog = 1 << 20;
+	m->capsaved = 1 << 21;
 	m->capnodes = (1u << (32 - HASH_SHIFT_MOST)) / 2;
 	m->caplazies = 1 << 18;
 	m->capfindings = 4096;
@@ -135,7 +137,8 @@ EXPORT struct search *atomicist_new(const struct image *im)
 	s->seen_size = 1 << 16;
 	s->hashes_size = 1 << 10;
 	m->capjournal = 1 << 18;
-	m->mem = malloc(words * 8);
+	m->mem = calloc(words + IN_FRONT, 8);
+	m->mem = m->mem ? m->mem + IN_FRONT : NULL;
 	m->journal = malloc(m->capjournal * sizeof(*m->journal));
 	m->version = calloc(NSLOTS + words, sizeof(u32));
 	m->depended = calloc(NSLOTS + words, sizeof(u32));
@@ -144,6 +147,7 @@ EXPORT struct search *atomicist_new(const struct image *im)
 	m->pages = malloc(im->npages * sizeof(*m->pages));
 	m->regions = malloc(im->nregions * sizeof(*m->regions) + 1);
 	m->log = malloc(m->caplog * sizeof(*m->log));
+	m->saved = malloc(m->capsaved * sizeof(*m->saved));
 	m->clean = calloc(im->npages, sizeof(*m->clean));
 	m->nodes = malloc(m->capnodes * sizeof(*m->nodes));
 	m->lazies = malloc(m->caplazies * sizeof(*m->lazies));
@@ -160,7 +164,7 @@ EXPORT struct search *atomicist_new(const struct image *im)
 	s->covers_rsp = calloc(MAX_STACK_WORDS, 1);
 	s->cleans = calloc((size_t)im->npages * (MAX_CHAIN + 1), sizeof(*s->cleans));
 	s->hashes = calloc(s->hashes_size, sizeof(*s->hashes));
-	if (!m->mem || !m->journal || !m->depended || !m->version || !m->mnode || !m->mscope || !m->pages || !m->regions || !m->log || !m->clean || !m->nodes ||
+	if (!m->mem || !m->journal || !m->depended || !m->version || !m->mnode || !m->mscope || !m->pages || !m->regions || !m->log || !m->saved || !m->clean || !m->nodes ||
 	    !m->lazies || !m->node_hash || !m->ran || !m->findings || !s->memo || !s->committed || !s->out || !s->seen ||
 	    !s->covers || !s->covers_rsp || !s->hashes || !s->cleans || !m->delivered || !m->offered || !index_insns(m)) {
 		atomicist_free(s);

@@ -58,7 +58,7 @@ static void save(struct search *s, struct saved *v)
 	v->ninst = m->ninst;
 	v->nsched = m->nsched;
 	v->steps = m->steps;
-	v->mark = m->nlog;
+	v->mark = m->nsaved;
 	v->early = m->early;
 	v->ngone = s->ngone;
 	v->kept = s->kept;
@@ -360,7 +360,7 @@ static void start(struct search *s, const u64 *regs, u32 expect_df, u32 no_stack
 	struct machine *m = s->m;
 
 	m->shadow = false;
-	m->nlog = 0;
+	m->nsaved = 0;
 	m->expect_df = expect_df;
 	m->no_stack = no_stack;
 	s->nhashes = s->ngone = s->ntries = s->kept = 0;

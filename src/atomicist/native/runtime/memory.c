@@ -48,6 +48,18 @@ void log_word(struct machine *m, u32 loc)
 {
 	struct undo *u;
 
+	if (!m->shadow) {
+		u16 *clean = &m->clean[(loc - NSLOTS) / WORDS], at = (u16)((loc - NSLOTS) % WORDS);
+
+		if (m->nsaved + 2 > m->capsaved) {
+			m->overflow = __LINE__;
+			return;
+		}
+		m->saved[m->nsaved++] = m->mem[loc - NSLOTS];
+		m->saved[m->nsaved++] = saved_head(loc, 1);
+		*clean = *clean < at ? *clean : at;
+		return;
+	}
 	if (m->nlog == m->caplog) {
 		m->overflow = __LINE__;
 		return;
@@ -55,16 +67,10 @@ void log_word(struct machine *m, u32 loc)
 	u = &m->log[m->nlog++];
 	u->loc = loc;
 	u->old = m->mem[loc - NSLOTS];
-	if (m->shadow) {
-		u->node = m->mnode[loc - NSLOTS];
-		u->scope = m->mscope[loc - NSLOTS];
-		u->version = m->version[loc];
-		touch(m, loc);
-	} else {
-		u16 *clean = &m->clean[(loc - NSLOTS) / WORDS], at = (u16)((loc - NSLOTS) % WORDS);
-
-		*clean = *clean < at ? *clean : at;
-	}
+	u->node = m->mnode[loc - NSLOTS];
+	u->scope = m->mscope[loc - NSLOTS];
+	u->version = m->version[loc];
+	touch(m, loc);
 }
 
 void rollback(struct machine *m, u32 mark)
@@ -72,16 +78,14 @@ void rollback(struct machine *m, u32 mark)
 	const struct undo *const first = m->log + mark, *u = m->log + m->nlog;
 	u64 *const mem = m->mem;
 
+	if (!m->shadow) {
+		take_back(mem, m->saved + m->nsaved, m->saved + mark);
+		m->nsaved = mark;
+		return;
+	}
 	if (m->nlog <= mark)
 		return;
 	m->nlog = mark;
-	if (!m->shadow) {
-		while (u > first) {
-			u--;
-			mem[u->loc - NSLOTS] = u->old;
-		}
-		return;
-	}
 	while (u > first) {
 		u32 w = (--u)->loc - NSLOTS;
 
@@ -100,19 +104,19 @@ static u64 poison_of(u64 va)
 /* Poison `n` words from word `w` on, which is at `va`; most are poisoned already. */
 static void poison_words(struct machine *m, u64 va, u32 w, u32 n)
 {
-	if (!m->shadow && m->nlog + n <= m->caplog) {
-		struct undo *u = m->log + m->nlog;
+	if (!m->shadow && m->nsaved + 2 * n + 2 <= m->capsaved) {
+		u64 *u = m->saved + m->nsaved;
 
 		for (u32 i = 0; i < n; i++, w++, va += 8) {
 			u64 old = m->mem[w];
 
 			/* written in any case, counted if it differs: no branch to mispredict */
-			u->old = old;
-			u->loc = w + NSLOTS;
-			u += old != poison_of(va);
+			u[0] = old;
+			u[1] = saved_head(w + NSLOTS, 1);
+			u += old != poison_of(va) ? 2 : 0;
 			m->mem[w] = poison_of(va);
 		}
-		m->nlog = (u32)(u - m->log);
+		m->nsaved = (u32)(u - m->saved);
 		return;
 	}
 	for (u32 i = 0; i < n; i++, w++, va += 8) {
@@ -127,14 +131,30 @@ static void poison_words(struct machine *m, u64 va, u32 w, u32 n)
 	}
 }
 
-/* Are these eight words poison? */
-static bool poisoned(const u64 *p, u64 va)
+/* Poison `n` words, in eights, from word `w` on; without shadow. */
+static void poison_rows(struct machine *m, u64 va, u32 w, u32 n)
 {
-	u64 differ = 0, val = poison_of(va);
+	row *at = (row *)(m->mem + w), *const end = (row *)(m->mem + w + n);
+	u64 *u = m->saved + m->nsaved, *const last = m->saved + m->capsaved;
+	row low = poison_of(va) + (row){ 0, 8, 16, 24 }, high = low + 8 * ROW;
 
-	for (u32 i = 0; i < 8; i++)
-		differ |= p[i] ^ (val + 8 * i);
-	return !differ;
+	for (; at < end; at += 2, low += 16 * ROW, high += 16 * ROW, w += 2 * ROW) {
+		const row differ = (at[0] ^ low) | (at[1] ^ high);
+
+		if (!(differ[0] | differ[1] | differ[2] | differ[3]))
+			continue;
+		if (last - u < (ptrdiff_t)(2 * ROW + 1)) {
+			m->overflow = __LINE__;
+			break;
+		}
+		((row *)u)[0] = at[0];
+		((row *)u)[1] = at[1];
+		u[2 * ROW] = saved_head(w + NSLOTS, 2 * ROW);
+		u += 2 * ROW + 1;
+		at[0] = low;
+		at[1] = high;
+	}
+	m->nsaved = (u32)(u - m->saved);
 }
 
 /* Overwrite free memory with values that betray any use of them. */
@@ -154,11 +174,16 @@ void poison(struct machine *m, u64 from, u64 to)
 		if (!m->shadow) {
 			u32 known = m->clean[i], at = w % WORDS, end = at + n, skip = known > at ? known - at : 0;
 
+			u32 eights;
+
 			skip = skip < n ? skip : n;
-			for (n -= skip, w += skip, va += 8 * skip; n >= 8; n -= 8, w += 8, va += 64)
-				if (!poisoned(&m->mem[w], va))
-					poison_words(m, va, w, 8);
-			poison_words(m, va, w, n);
+			n -= skip;
+			w += skip;
+			va += 8 * skip;
+			eights = n & ~7u;
+			if (eights)
+				poison_rows(m, va, w, eights);
+			poison_words(m, va + 8 * eights, w + eights, n & 7);
 			if (known >= at)
 				m->clean[i] = (u16)(known > end ? known : end);
 			continue;

@@ -119,7 +119,7 @@ struct image {
 	u32 call_alignment;	/* of RSP + 8, where a handler starts */
 };
 
-/* One write that can be taken back. */
+/* One write that can be taken back, and what followed dependences there. */
 struct undo {
 	u64 old;
 	u32 loc;
@@ -280,8 +280,10 @@ struct machine {
 	u32 rnode[NSLOTS];
 	u32 rscope[NSLOTS];
 	struct temp tmp[MAX_TEMPS];
-	struct undo *log;
+	struct undo *log;	/* with shadow */
 	u32 nlog, caplog;
+	u64 *saved;		/* without: see take_back() */
+	u32 nsaved, capsaved;
 	u16 *clean;		/* by page: words from its start known to be poison (without shadow) */
 
 	bool shadow;		/* follow dependences */
@@ -334,6 +336,38 @@ struct machine {
 	u32 worst_commit;
 	u64 lowest_main;
 };
+
+/*
+ * The log of writes without shadow: words as they were, behind them where they belong and how
+ * many they are, one or rows.  Rows may hold more words than are written then, below them,
+ * and so of a page of others; in front of the memory there is room for that.
+ */
+#define ROW 4u
+#define IN_FRONT ROW
+typedef u64 row __attribute__((vector_size(8 * ROW), aligned(8), may_alias));
+
+static inline u64 saved_head(u32 loc, u32 n)
+{
+	return (u64)loc << 32 | n;
+}
+
+/* Undo what was logged between `first` and `u`, the last first. */
+static inline void take_back(u64 *mem, const u64 *u, const u64 *first)
+{
+	while (u > first) {
+		const u64 head = *--u;
+		const u32 n = (u32)head;
+		u64 *to = mem + (int64_t)(head >> 32) - (int64_t)NSLOTS;
+
+		u -= n;
+		if (n == 1) {
+			*to = *u;
+			continue;
+		}
+		for (u32 i = 0; i < n; i += ROW)
+			*(row *)(to + i) = *(const row *)(u + i);
+	}
+}
 
 /* `loc` is written now. */
 static inline void touch(struct machine *m, u32 loc)
