@@ -36,6 +36,17 @@ def _result(op: Op) -> Var:
     return op.out
 
 
+def _skipping(insn: Insn) -> tuple[Op, ...]:
+    """The operations of ``insn``; a branch to what follows it (CMOVcc) skips the rest of them."""
+    end = Var(Space.CONST, len(insn.ops), 4)
+    return tuple(
+        Op(Code.CJUMP, None, (end, *op.ins[1:]))
+        if op.code is Code.CBRANCH and op.ins[0].off == insn.next
+        else op
+        for op in insn.ops
+    )
+
+
 @dataclass(slots=True)
 class _Line:
     """One C statement: ``name`` is what it defines ("" if it is done for its effect)."""
@@ -80,7 +91,7 @@ class Trace:
         self._count += 1
         self._notes = set()
         self._temps = {}
-        open_end = self.operations(insn.ops, insn.va)
+        open_end = self.operations(_skipping(insn), insn.va)
         if not open_end:
             return False
         if Note.WRITE_CR3 in self._notes:
