@@ -17,12 +17,12 @@
 
 /* What an event that is tried changes, but for memory, which has its log. */
 struct saved {
-	u64 r[NSLOTS];
+	u64 rf;			/* the other registers are the context that the event interrupts */
 	struct instance slot;	/* what the event's own instance overwrote */
-	u8 handled[MAX_CHAIN], abandoned[MAX_CHAIN];
+	u8 marks[MAX_CHAIN];	/* of each instance */
 	u32 owed[NVEC];
 	u32 spare;
-	u32 ninst, nsched, steps, mark, kept, ngone;
+	u32 ninst, nsched, steps, mark, kept;
 	bool early;
 };
 
@@ -33,25 +33,29 @@ static inline size_t hidden(size_t n)
 	return n;
 }
 
-static inline size_t file_bytes(void)
+/* By row; both are as long as cleans_size() says. */
+static inline void copy_cleans(const struct machine *m, u16 *to, const u16 *from)
 {
-	return hidden(NSLOTS * sizeof(u64));
+	for (u32 i = 0; i < m->im->npages; i += sizeof(row) / sizeof(*to))
+		*(row *)(to + i) = *(const row *)(from + i);
 }
 
+enum mark { HANDLED = 1, ABANDONED = 2, GONE = 4 };
+
 /*
- * Instances are written when an event is pushed, marked as they are handled or
- * abandoned, and emptied at a commit.  The first is saved only where the slot had
- * an owner; for the last there is a stack, `gone`.
+ * Instances are written when an event is pushed, and marked as they are handled,
+ * abandoned, or gone.  They are saved only where the slot had an owner.
  */
 static void save(struct search *s, struct saved *v)
 {
 	struct machine *m = s->m;
 
-	memcpy(v->r, m->r, file_bytes());
-	memcpy(s->cleans + s->ntries++ * m->im->npages, m->clean, m->im->npages * sizeof(*m->clean));
+	v->rf = m->r[REG_RF];
+	copy_cleans(m, s->cleans + s->ntries++ * cleans_size(m->im), m->clean);
 	for (u32 i = 0; i < m->ninst; i++) {
-		v->handled[i] = (u8)m->inst[i].handled;
-		v->abandoned[i] = (u8)m->inst[i].abandoned;
+		const struct instance *in = &m->inst[i];
+
+		v->marks[i] = (in->handled ? HANDLED : 0) | (in->abandoned ? ABANDONED : 0) | (in->gone ? GONE : 0);
 	}
 	memcpy(v->owed, m->owed, sizeof(v->owed));
 	v->spare = m->spare;
@@ -60,7 +64,6 @@ static void save(struct search *s, struct saved *v)
 	v->steps = m->steps;
 	v->mark = m->nsaved;
 	v->early = m->early;
-	v->ngone = s->ngone;
 	v->kept = s->kept;
 	if (m->ninst < s->kept)
 		memcpy(&v->slot, &m->inst[m->ninst], hidden(sizeof(v->slot)));
@@ -87,22 +90,19 @@ static void restore(struct search *s, const struct saved *v)
 			lives = true;
 		}
 	}
-	while (s->ngone > v->ngone) {
-		const struct gone *g = &s->gone[--s->ngone];
-
-		memcpy(m->inst[g->index].x, g->x, file_bytes());
-	}
+	rollback(m, v->mark);
+	copy_file(m->r, m->inst[v->ninst].x);
+	m->r[REG_RF] = v->rf;
+	copy_cleans(m, m->clean, s->cleans + --s->ntries * cleans_size(m->im));
 	if (v->ninst < v->kept)
 		memcpy(&m->inst[v->ninst], &v->slot, hidden(sizeof(v->slot)));
 	s->kept = v->kept;
 	for (u32 i = m->ninst; i < v->ninst; i++)
 		lives |= m->inst[i].live_region != ~0u;
-	rollback(m, v->mark);
-	memcpy(m->r, v->r, file_bytes());
-	memcpy(m->clean, s->cleans + --s->ntries * m->im->npages, m->im->npages * sizeof(*m->clean));
 	for (u32 i = 0; i < v->ninst; i++) {
-		m->inst[i].handled = v->handled[i];
-		m->inst[i].abandoned = v->abandoned[i];
+		m->inst[i].handled = !!(v->marks[i] & HANDLED);
+		m->inst[i].abandoned = !!(v->marks[i] & ABANDONED);
+		m->inst[i].gone = !!(v->marks[i] & GONE);
 	}
 	memcpy(m->owed, v->owed, sizeof(v->owed));
 	m->spare = v->spare;
@@ -235,23 +235,6 @@ static void inject(struct search *s, u32 vector, u32 left, u32 masked)
 	restore(s, &v);
 }
 
-/* An instance whose context no longer exists: nothing can return to it. */
-static void empty(struct search *s, u32 index)
-{
-	struct instance *in = &s->m->inst[index];
-	struct gone *g = &s->gone[s->ngone];
-
-	in->abandoned = 1;
-	if (s->ngone == MAX_GONE) {
-		s->m->overflow = __LINE__;
-		return;
-	}
-	g->index = index;
-	memcpy(g->x, in->x, file_bytes());
-	s->ngone++;
-	memset(in->x, 0, file_bytes());
-}
-
 /* The states behind a commit, once each; false: nothing new there. */
 static bool commit(struct search *s, u32 left, u32 *masked)
 {
@@ -266,10 +249,11 @@ static bool commit(struct search *s, u32 left, u32 *masked)
 	m->early = false;
 	*masked = 0;
 	for (u32 i = 1; i < m->ninst; i++) {
-		struct region *at = region_of(m, m->inst[i].x[REG_RSP]);
+		struct instance *in = &m->inst[i];
+		const struct region *at = in->gone ? NULL : region_of(m, in->x[REG_RSP]);
 
 		if (at && at->kind == IST_STACK)
-			empty(s, i);
+			in->abandoned = in->gone = 1;
 	}
 	if (!s->alone && followed(s, reg, left))
 		return false;
@@ -363,7 +347,7 @@ static void start(struct search *s, const u64 *regs, u32 expect_df, u32 no_stack
 	m->nsaved = 0;
 	m->expect_df = expect_df;
 	m->no_stack = no_stack;
-	s->nhashes = s->ngone = s->ntries = s->kept = 0;
+	s->nhashes = s->ntries = s->kept = 0;
 	memset(m->clean, 0, m->im->npages * sizeof(*m->clean));
 	memset(s->hashes, 0, s->hashes_size * sizeof(*s->hashes));
 	begin(m, regs);

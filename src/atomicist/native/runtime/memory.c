@@ -2,28 +2,28 @@
 /* Guest memory: pages, two page-table roots, live parts of stacks, undo. */
 #include "model.h"
 
-int find_page(struct machine *m, u64 va)
+int search_page(struct machine *m, u64 va)
 {
 	u64 base = va & ~(u64)(PAGE - 1);
-	u32 h = (u32)((base >> 12) ^ (base >> 21)) & 255;
-	u32 i = m->tlb[h];
 
-	if (i < m->im->npages && m->pages[i].base == base)
-		return (int)i;
-	for (i = 0; i < m->im->npages; i++) {
+	for (u32 i = 0; i < m->im->npages; i++) {
 		if (m->pages[i].base == base) {
-			m->tlb[h] = i;
+			m->tlb[tlb_slot(va)] = i;
 			return (int)i;
 		}
 	}
 	return -1;
 }
 
-struct region *region_of(struct machine *m, u64 va)
+struct region *search_region(struct machine *m, u64 va)
 {
-	for (u32 i = 0; i < m->im->nregions; i++)
-		if (va >= m->regions[i].bottom && va < m->regions[i].top)
-			return &m->regions[i];
+	for (u32 i = 0; i < m->im->nregions; i++) {
+		if (va < m->regions[i].bottom || va >= m->regions[i].top)
+			continue;
+		if (m->apart)
+			m->region_tlb[tlb_slot(va)] = &m->regions[i];
+		return &m->regions[i];
+	}
 	return NULL;
 }
 

@@ -66,14 +66,6 @@ struct emitted {
 	struct event events[MAX_CHAIN];
 };
 
-/* The context of an instance that a commit made void (enumeration). */
-struct gone {
-	u32 index;
-	u64 x[NSLOTS];
-};
-
-#define MAX_GONE MAX_CHAIN
-
 /* A register that a user chooses: see free.c. */
 #define MAX_CELLS 256
 #define NFREE 3
@@ -120,9 +112,8 @@ struct search {
 	u64 limit;		/* schedules after which to stop, unfinished; 0: none */
 	u32 alone;		/* a given schedule: nothing is merged */
 	u32 kept;		/* instances that belong to an event being tried */
-	u32 ngone, ntries;
+	u32 ntries;
 	u16 *cleans;		/* machine.clean, by event being tried */
-	struct gone gone[MAX_GONE];
 };
 
 /* How certificates use what they remember; all but USUAL are for tests. */
@@ -137,6 +128,14 @@ struct totals {
 	u64 guest_insns, interleavings, executed, boundaries, hits, misses;
 	u64 worst_commit, lowest_main, findings, emitted, overflow, broken_slot, broken_where;
 };
+
+/* Entries of a copy of machine.clean: whole rows. */
+static inline size_t cleans_size(const struct image *im)
+{
+	const size_t n = sizeof(row) / sizeof(u16);
+
+	return (im->npages + n - 1) / n * n;
+}
 
 bool free_cells(struct search *s, struct scope *root, u32 slot, struct free_register *f);
 int certify(struct search *s, const u64 *regs, u32 vector, u32 expect_df, u32 no_stack);
