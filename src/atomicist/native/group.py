@@ -83,7 +83,7 @@ class Group:
     def check(self) -> str:
         """The C that refuses the trace, or defines where the bytes are."""
         n, low = self.number, self.low
-        tests, written = [], ""
+        tests, written = [f"o{n} < K[i{n}].floor"], ""
         if self.reads:
             tests.append(f"o{n} + {max(hi for _, hi in self.reads) - low} > P[i{n}].rlimit[root]")
         if self.writes:

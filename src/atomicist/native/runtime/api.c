@@ -29,7 +29,7 @@ EXPORT void atomicist_free(struct search *s)
 		free(m->regions);
 		free(m->log);
 		free(m->saved);
-		free(m->clean);
+		free(m->known);
 		free(m->nodes);
 		free(m->lazies);
 		free(m->node_hash);
@@ -49,7 +49,7 @@ EXPORT void atomicist_free(struct search *s)
 		free(s->covers);
 		free(s->covers_rsp);
 		free(s->hashes);
-		free(s->cleans);
+		free(s->known);
 		free(s);
 	}
 }
@@ -152,7 +152,7 @@ EXPORT struct search *atomicist_new(const struct image *im)
 	m->regions = malloc(im->nregions * sizeof(*m->regions) + 1);
 	m->log = malloc(m->caplog * sizeof(*m->log));
 	m->saved = malloc(m->capsaved * sizeof(*m->saved));
-	m->clean = calloc(cleans_size(im), sizeof(*m->clean));
+	m->known = calloc(known_size(im), sizeof(*m->known));
 	m->nodes = malloc(m->capnodes * sizeof(*m->nodes));
 	m->lazies = malloc(m->caplazies * sizeof(*m->lazies));
 	m->node_hash = calloc(1u << (32 - HASH_SHIFT_MOST), sizeof(*m->node_hash));
@@ -166,11 +166,11 @@ EXPORT struct search *atomicist_new(const struct image *im)
 	s->seen = calloc(s->seen_size, sizeof(*s->seen));
 	s->covers = calloc(im->ninsns + 1, 1);
 	s->covers_rsp = calloc(MAX_STACK_WORDS, 1);
-	s->cleans = calloc(cleans_size(im) * (MAX_CHAIN + 1), sizeof(*s->cleans));
+	s->known = calloc(known_size(im) * (MAX_CHAIN + 1), sizeof(*s->known));
 	s->hashes = calloc(s->hashes_size, sizeof(*s->hashes));
-	if (!m->mem || !m->journal || !m->depended || !m->version || !m->mnode || !m->mscope || !m->pages || !m->regions || !m->log || !m->saved || !m->clean || !m->nodes ||
+	if (!m->mem || !m->journal || !m->depended || !m->version || !m->mnode || !m->mscope || !m->pages || !m->regions || !m->log || !m->saved || !m->known || !m->nodes ||
 	    !m->lazies || !m->node_hash || !m->ran || !m->findings || !s->memo || !s->committed || !s->out || !s->seen ||
-	    !s->covers || !s->covers_rsp || !s->hashes || !s->cleans || !m->delivered || !m->offered || !index_insns(m)) {
+	    !s->covers || !s->covers_rsp || !s->hashes || !s->known || !m->delivered || !m->offered || !index_insns(m)) {
 		atomicist_free(s);
 		return NULL;
 	}

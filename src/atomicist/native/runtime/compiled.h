@@ -18,7 +18,7 @@ typedef u64 u64u __attribute__((aligned(1)));
 	u64 *const W = m->mem;						\
 	u8 *const M = (u8 *)W;						\
 	const struct page *const P = m->pages;				\
-	u16 *const clean = m->clean;					\
+	struct known *const K = m->known;				\
 	u64 *u = m->saved + m->nsaved;					\
 	u64 *const start = u;						\
 	u64 *const last = m->saved + m->capsaved;			\
@@ -36,8 +36,8 @@ typedef u64 u64u __attribute__((aligned(1)));
 } while (0)
 
 #define WRITTEN(page, word) do {					\
-	if (clean[page] > (word))					\
-		clean[page] = (u16)(word);				\
+	if (K[page].clean > (word))					\
+		K[page].clean = (u16)(word);				\
 } while (0)
 
 #define LOG(word) do {							\

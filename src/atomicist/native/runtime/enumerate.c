@@ -33,8 +33,8 @@ static inline size_t hidden(size_t n)
 	return n;
 }
 
-/* By row; both are as long as cleans_size() says. */
-static inline void copy_cleans(const struct machine *m, u16 *to, const u16 *from)
+/* By row; both are as long as known_size() says. */
+static inline void copy_known(const struct machine *m, struct known *to, const struct known *from)
 {
 	for (u32 i = 0; i < m->im->npages; i += sizeof(row) / sizeof(*to))
 		*(row *)(to + i) = *(const row *)(from + i);
@@ -51,7 +51,7 @@ static void save(struct search *s, struct saved *v)
 	struct machine *m = s->m;
 
 	v->rf = m->r[REG_RF];
-	copy_cleans(m, s->cleans + s->ntries++ * cleans_size(m->im), m->clean);
+	copy_known(m, s->known + s->ntries++ * known_size(m->im), m->known);
 	for (u32 i = 0; i < m->ninst; i++) {
 		const struct instance *in = &m->inst[i];
 
@@ -93,7 +93,7 @@ static void restore(struct search *s, const struct saved *v)
 	rollback(m, v->mark);
 	copy_file(m->r, m->inst[v->ninst].x);
 	m->r[REG_RF] = v->rf;
-	copy_cleans(m, m->clean, s->cleans + --s->ntries * cleans_size(m->im));
+	copy_known(m, m->known, s->known + --s->ntries * known_size(m->im));
 	if (v->ninst < v->kept)
 		memcpy(&m->inst[v->ninst], &v->slot, hidden(sizeof(v->slot)));
 	s->kept = v->kept;
@@ -195,6 +195,8 @@ static bool followed(struct search *s, struct region *reg, u32 left)
 		u64 off = va & (PAGE - 1);
 
 		next = va - off + PAGE;
+		if (page >= 0 && off < m->known[page].floor)
+			materialize(m, (u32)page, (u32)off);
 		if (page >= 0)
 			h = digest(h, &m->mem[(u32)page * WORDS + off / 8], ((next < top ? next : top) - va + 7) / 8);
 	}
@@ -339,6 +341,11 @@ static void walk(struct search *s, u32 left, u32 masked)
 	m->executed++;
 }
 
+static void forget_known(struct machine *m)
+{
+	memset(m->known, 0, m->im->npages * sizeof(*m->known));
+}
+
 static void start(struct search *s, const u64 *regs, u32 expect_df, u32 no_stack)
 {
 	struct machine *m = s->m;
@@ -348,7 +355,7 @@ static void start(struct search *s, const u64 *regs, u32 expect_df, u32 no_stack
 	m->expect_df = expect_df;
 	m->no_stack = no_stack;
 	s->nhashes = s->ntries = s->kept = 0;
-	memset(m->clean, 0, m->im->npages * sizeof(*m->clean));
+	forget_known(m);
 	memset(s->hashes, 0, s->hashes_size * sizeof(*s->hashes));
 	begin(m, regs);
 }
@@ -363,6 +370,7 @@ int enumerate(struct search *s, const u64 *regs, u32 expect_df, u32 no_stack)
 		if (s->offered >> v & 1 && s->first >> v & 1 && open_gate(m, v, 0))
 			inject(s, v, s->budget, 0);
 	rollback(m, 0);
+	forget_known(m);
 	return m->nfindings ? FOUND : GOES_ON;
 }
 
@@ -426,5 +434,6 @@ int follow_schedule(struct search *s, const u64 *regs, u32 expect_df, u32 no_sta
 	}
 	m->executed++;
 	rollback(m, 0);
+	forget_known(m);
 	return next < n && st != FOUND ? REFUSES : st;
 }

@@ -149,6 +149,8 @@ static inline int translate(struct machine *m, u64 va, u32 size, bool write, u32
 		return refuse(m, va, access, write);
 	if (write && m->early && !(m->pages[i].flags & SCRATCH))
 		return report(m, P_WRITE_OUTSIDE, va, NSLOTS, 0, 0);
+	if (!m->shadow && off < m->known[i].floor)
+		materialize(m, (u32)i, off);
 	*loc = (u32)i * WORDS + off / 8;
 	*p = &m->mem[*loc];
 	*loc += NSLOTS;

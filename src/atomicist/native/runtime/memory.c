@@ -49,7 +49,7 @@ void log_word(struct machine *m, u32 loc)
 	struct undo *u;
 
 	if (!m->shadow) {
-		u16 *clean = &m->clean[(loc - NSLOTS) / WORDS], at = (u16)((loc - NSLOTS) % WORDS);
+		u16 *clean = &m->known[(loc - NSLOTS) / WORDS].clean, at = (u16)((loc - NSLOTS) % WORDS);
 
 		if (m->nsaved + 2 > m->capsaved) {
 			m->overflow = __LINE__;
@@ -157,6 +157,41 @@ static void poison_rows(struct machine *m, u64 va, u32 w, u32 n)
 	m->nsaved = (u32)(u - m->saved);
 }
 
+#define NEAR 64u			/* words below the end of what is poisoned: used next */
+
+/* Let what is at `offset`, and a little below, hold the poison that it is known to be. */
+void materialize(struct machine *m, u32 page, u32 offset)
+{
+	struct known *k = &m->known[page];
+	u32 to = offset > 8 * NEAR ? (offset - 8 * NEAR) & ~63u : 0;
+
+	if (to >= k->floor)
+		return;
+	poison_rows(m, m->pages[page].base + to, page * WORDS + to / 8, (k->floor - to) / 8);
+	k->floor = (u16)to;
+}
+
+/* Poison the words [`at`, `end`) of a page, the first of them at `va`; without shadow. */
+static void poison_page(struct machine *m, u32 page, u64 va, u32 at, u32 end)
+{
+	struct known *k = &m->known[page];
+	const bool joins = k->clean >= at;
+	u32 from = joins ? k->clean : at, later = end > NEAR ? (end - NEAR) & ~7u : 0, eights;
+
+	if (joins && later > from) {
+		k->floor = (u16)(8 * later);
+		from = later;
+	}
+	if (from >= end)
+		return;
+	va += 8 * (from - at);
+	eights = (end - from) & ~7u;
+	poison_rows(m, va, page * WORDS + from, eights);
+	poison_words(m, va + 8 * eights, page * WORDS + from + eights, end - from - eights);
+	if (joins)
+		k->clean = (u16)end;
+}
+
 /* Overwrite free memory with values that betray any use of them. */
 void poison(struct machine *m, u64 from, u64 to)
 {
@@ -172,20 +207,7 @@ void poison(struct machine *m, u64 from, u64 to)
 		w = (u32)i * WORDS + (u32)(va & (PAGE - 1)) / 8;
 		n = (u32)(((next < to ? next : to) - va + 7) / 8);
 		if (!m->shadow) {
-			u32 known = m->clean[i], at = w % WORDS, end = at + n, skip = known > at ? known - at : 0;
-
-			u32 eights;
-
-			skip = skip < n ? skip : n;
-			n -= skip;
-			w += skip;
-			va += 8 * skip;
-			eights = n & ~7u;
-			if (eights)
-				poison_rows(m, va, w, eights);
-			poison_words(m, va + 8 * eights, w + eights, n & 7);
-			if (known >= at)
-				m->clean[i] = (u16)(known > end ? known : end);
+			poison_page(m, (u32)i, va, w % WORDS, w % WORDS + n);
 			continue;
 		}
 		poison_words(m, va, w, n);
@@ -198,6 +220,8 @@ bool read_word(struct machine *m, u64 va, u64 *val)
 
 	if (i < 0 || (va & 7))
 		return false;
+	if (!m->shadow && (va & (PAGE - 1)) < m->known[i].floor)
+		materialize(m, (u32)i, (u32)(va & (PAGE - 1)));
 	*val = m->mem[(u32)i * WORDS + (u32)(va & (PAGE - 1)) / 8];
 	return true;
 }

@@ -281,6 +281,15 @@ struct code_page {
 	u32 *index;		/* by byte: number of the instruction + 1, or 0; NULL: no such page */
 };
 
+/*
+ * What is known of a page.  Most of what is poisoned is rolled back without anybody having
+ * looked: below `floor` it is poison whatever the memory holds, until materialize().
+ */
+struct known {
+	u16 clean;		/* words from its start that are poison */
+	u16 floor;		/* bytes, no more than those words, in whole eights of words */
+};
+
 struct machine {
 	const struct image *im;
 	const struct compiled *code;	/* or NULL */
@@ -303,7 +312,7 @@ struct machine {
 	u32 nlog, caplog;
 	u64 *saved;		/* without: see take_back() */
 	u32 nsaved, capsaved;
-	u16 *clean;		/* by page: words from its start known to be poison (without shadow) */
+	struct known *known;	/* by page (without shadow) */
 
 	bool shadow;		/* follow dependences */
 	bool early;		/* before the commit of the ongoing entry */
@@ -415,6 +424,7 @@ static inline void touch(struct machine *m, u32 loc)
 /* memory.c */
 int search_page(struct machine *m, u64 va);
 struct region *search_region(struct machine *m, u64 va);
+void materialize(struct machine *m, u32 page, u32 offset);
 void poison(struct machine *m, u64 from, u64 to);
 void set_live(struct machine *m, struct region *reg, u64 live);
 void rollback(struct machine *m, u32 mark);

@@ -113,7 +113,7 @@ struct search {
 	u32 alone;		/* a given schedule: nothing is merged */
 	u32 kept;		/* instances that belong to an event being tried */
 	u32 ntries;
-	u16 *cleans;		/* machine.clean, by event being tried */
+	struct known *known;	/* machine.known, by event being tried */
 };
 
 /* How certificates use what they remember; all but USUAL are for tests. */
@@ -129,10 +129,10 @@ struct totals {
 	u64 worst_commit, lowest_main, findings, emitted, overflow, broken_slot, broken_where;
 };
 
-/* Entries of a copy of machine.clean: whole rows. */
-static inline size_t cleans_size(const struct image *im)
+/* Entries of a copy of machine.known: whole rows. */
+static inline size_t known_size(const struct image *im)
 {
-	const size_t n = sizeof(row) / sizeof(u16);
+	const size_t n = sizeof(row) / sizeof(struct known);
 
 	return (im->npages + n - 1) / n * n;
 }
