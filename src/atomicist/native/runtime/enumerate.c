@@ -180,14 +180,17 @@ static bool grow(struct search *s)
 	return true;
 }
 
-/* Was this committed state, with these events, followed already? */
+/*
+ * Was this committed state, with these events, followed already?  check_committed() has been
+ * here: the general registers follow from RSP.
+ */
 static bool followed(struct search *s, struct region *reg, u32 left)
 {
 	struct machine *m = s->m;
 	u64 top = reg->live < reg->top ? reg->live : reg->top, h = left, next;
 	u32 i;
 
-	h = digest(h, m->r, NSLOTS);
+	h = digest(h ^ m->r[REG_RSP], m->r + NGPRS, NSLOTS - NGPRS);
 	for (i = 0; i < m->ninst; i++)
 		h = fold(h ^ (m->inst[i].vector << 8 | m->inst[i].handled), 0xa0761d6478bd642full);
 	for (u64 va = m->r[REG_RSP]; va < top; va = next) {
@@ -285,6 +288,11 @@ static int step_fast(struct machine *m, const struct insn *in)
 	return st == RETURNS ? at_return(m) : st;
 }
 
+static bool committed(const struct insn *in)
+{
+	return in && in->place & COMMITTED;
+}
+
 static void walk(struct search *s, u32 left, u32 masked)
 {
 	struct machine *m = s->m;
@@ -294,7 +302,7 @@ static void walk(struct search *s, u32 left, u32 masked)
 	while (st == GOES_ON && steps < m->im->max_steps && !enough(s)) {
 		const struct insn *in = insn_at(m, m->r[REG_RIP]);
 
-		if (in && in->place & COMMITTED) {
+		if (committed(in)) {
 			st = check_committed(m);
 			if (st != GOES_ON)
 				break;
@@ -310,9 +318,16 @@ static void walk(struct search *s, u32 left, u32 masked)
 			}
 			if (steps == m->im->max_steps)
 				break;
+			if (m->guest_insns != before) {
+				in = insn_at(m, m->r[REG_RIP]);
+				if (committed(in)) {
+					st = check_committed(m);
+					if (st != GOES_ON)
+						break;
+				}
+			}
 		}
-		in = insn_at(m, m->r[REG_RIP]);
-		if (in && in->place & COMMITTED && m->early && !commit(s, left, &masked)) {
+		if (committed(in) && m->early && !commit(s, left, &masked)) {
 			m->executed++;
 			return;
 		}
