@@ -139,7 +139,7 @@ EXPORT struct search *atomicist_new(const struct image *im)
 	m->capfindings = 4096;
 	s->capout = 1 << 17;
 	s->seen_size = 1 << 16;
-	s->hashes_size = 1 << 10;
+	s->hashes_size = FEW_HASHES;
 	m->capjournal = 1 << 18;
 	m->mem = calloc(words + IN_FRONT, 8);
 	m->mem = m->mem ? m->mem + IN_FRONT : NULL;

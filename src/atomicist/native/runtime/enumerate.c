@@ -210,7 +210,7 @@ static bool followed(struct search *s, struct region *reg, u32 left)
 	s->hashes[i] = h;
 	s->nhashes++;
 	s->misses++;
-	if (s->nhashes * 2ull > s->hashes_size && !grow(s))
+	if (s->nhashes * 4ull > s->hashes_size * 3ull && !grow(s))
 		m->overflow = __LINE__;
 	return false;
 }
@@ -356,6 +356,20 @@ static void walk(struct search *s, u32 left, u32 masked)
 	m->executed++;
 }
 
+/* A search may be small that comes after a big one. */
+static void forget_followed(struct search *s)
+{
+	u64 *few = s->hashes_size > FEW_HASHES ? calloc(FEW_HASHES, sizeof(*few)) : NULL;
+
+	if (!few) {
+		memset(s->hashes, 0, s->hashes_size * sizeof(*s->hashes));
+		return;
+	}
+	free(s->hashes);
+	s->hashes = few;
+	s->hashes_size = FEW_HASHES;
+}
+
 static void forget_known(struct machine *m)
 {
 	memset(m->known, 0, m->im->npages * sizeof(*m->known));
@@ -371,7 +385,7 @@ static void start(struct search *s, const u64 *regs, u32 expect_df, u32 no_stack
 	m->no_stack = no_stack;
 	s->nhashes = s->ntries = s->kept = 0;
 	forget_known(m);
-	memset(s->hashes, 0, s->hashes_size * sizeof(*s->hashes));
+	forget_followed(s);
 	begin(m, regs);
 }
 

@@ -403,8 +403,8 @@ static inline void take_back(u64 *mem, const u64 *u, const u64 *first)
 			*to = *u;
 			continue;
 		}
-		for (u32 i = 0; i < n; i += ROW)
-			*(row *)(to + i) = *(const row *)(u + i);
+		for (const u64 *from = u, *const end = u + n; from < end; from += ROW, to += ROW)
+			*(row *)to = *(const row *)from;
 	}
 }
 

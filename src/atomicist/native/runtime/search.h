@@ -5,6 +5,7 @@
 
 #include "model.h"
 
+#define FEW_HASHES 1024u
 #define MAX_MEMO 8192
 #define MAX_COMMITTED 1024
 #define MAX_STACK_WORDS 4096
