@@ -73,6 +73,7 @@ ONLY: Mapping[str, str] = {
     "IST025": "h-tss-rewritten",
     "IST026": "rfc-v1",
     "IST028": "h-exit-register-not-set",
+    "IST029": "x-double-fault-without-registers",
 }
 
 # What no run shows, for the rule is about paths: `test_no_run_shows_a_missing_fence`.

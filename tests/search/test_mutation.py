@@ -5,7 +5,6 @@ run that was cut short goes on where it was."""
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import capstone
@@ -13,19 +12,15 @@ import pytest
 
 from atomicist.image import bare
 from atomicist.image.bare import BareConfig
-from atomicist.image.mutate import KINDS, Change, Mutant, Mutator
+from atomicist.image.mutate import KINDS, Mutant, Mutator
 from atomicist.machine.target import Target
-from atomicist.native.engine import NativeResult
 from atomicist.search import mutation_run
 from atomicist.search.exceptions import Named, exceptions, judge, read
-from atomicist.search.grouped import Group, Member, ask_all
-from atomicist.search.mutation import Outcome, Part, Quick, batches, by_name, look
+from atomicist.search.mutation import Outcome, Quick, batches
 from atomicist.search.mutation_run import Journal
 from atomicist.search.progress import silent
 from atomicist.search.replay import replay
 from atomicist.search.schedule import parse
-from atomicist.spec.contexts import contexts
-from atomicist.spec.events import EVENTS
 
 EVERYTHING_RAN = bytes([7])
 
@@ -177,55 +172,6 @@ def test_a_patched_engine_is_as_before_afterwards(quick: Quick, mutants: dict[st
     assert [o.status for o in quick.chunk([mutant, mutant])] == ["killed", "killed"]
     swapped = next(m for m in mutants.values() if m.was == "xor r8d, r8d; xor r9d, r9d")
     assert quick.chunk([swapped])[0].status == "equivalent"
-
-
-# --- many mutants in one image ---
-
-
-def parts(quick: Quick, target: Target) -> list[Part]:
-    """A certificate from kernel mode for each event, and what it executes."""
-    context = next(c for c in contexts(target) if c.name == "kernel-task")
-    found = []
-    for v in range(len(EVENTS)):
-        quick.engine.ran()
-        assert not look(quick.engine, Part(context, v, closed=True)).findings
-        found.append(Part(context, v, closed=True, ran=quick.engine.ran()))
-    return found
-
-
-def test_who_of_many_is_found(quick: Quick, target: Target, mutants: dict[str, Mutant]) -> None:
-    commuting = [m for m in mutants.values() if re.fullmatch(r"xor e(si|cx), e\w+; .*", m.was)]
-    bad = [mutants["delete@asm_exc_nmi+0x6"], mutants["delete@atomic_ist_commit_nmi+0x18"]]
-    some = [*commuting[:2], bad[0], *commuting[2:5], bad[1], *commuting[5:8]]
-    assert batches(quick.mutator, some, 50) == [tuple(some)]
-    outcomes = by_name(ask_all(quick, target, some, parts(quick, target)))
-    assert {n for n, o in outcomes.items() if o.status == "killed"} == {m.name for m in bad}
-    for m in bad:
-        (alone,) = ask_all(quick, target, [m], parts(quick, target))
-        assert (alone.status, alone.property) == ("killed", outcomes[m.name].property)
-
-
-def test_a_mutant_is_not_asked_where_it_is_not_executed(
-    quick: Quick, target: Target, mutants: dict[str, Mutant]
-) -> None:
-    bad = mutants["delete@asm_exc_nmi+0x6"]
-    nothing = [replace(p, ran=bytes(len(p.ran))) for p in parts(quick, target)]
-    assert ask_all(quick, target, [bad], nothing)[0].status == "passed"
-
-
-def test_what_is_found_only_together_is_put_apart(quick: Quick, target: Target) -> None:
-    """Two that undo each other when both are there would be missed; two that are bad only
-    together are not blamed."""
-    group = Group(quick, target, [])
-    pair = [Member(m, Change({}, {}), ()) for m in quick.mutator.mutants()[:2]]
-    group.left = list(pair)
-    result = look(quick.engine, parts(quick, target)[0])
-    bad = replace(result, overflow=1)
-    shows: dict[int, NativeResult | None] = {2: bad, 1: None}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Group, "_shows", lambda self, some, part: shows[len(some)])
-        assert group.ask(Part(contexts(target)[0], 0, closed=True))
-    assert (group.left, group.apart, group.found) == (pair[:1], pair[1:], [])
 
 
 # --- the journal ---

@@ -143,6 +143,9 @@ class NativeResult:
     cannot be told."""
     holds: tuple[bool, ...] = ()
     """For each context that was asked for: whether the result is known to hold for it too."""
+    ends: int = 0
+    """Of a certificate: a digest of all that is left behind at commits and deliberate double faults,
+    each counted once, whatever led to it; by value, for the context that was certified."""
 
 
 class Engine:
@@ -272,6 +275,7 @@ class Engine:
             tuple(self._findings(int(t.findings))), emitted, covers, covers_rsp,
             self._covered_values(), t.guest_insns, t.interleavings, t.executed, t.boundaries, t.hits,
             t.misses, t.worst_commit, t.lowest_main, int(t.overflow), broken, self._injected(), cells,
+            ends=int(t.ends),
         )  # fmt: skip
 
     def _injected(self) -> tuple[bytes, bytes]:

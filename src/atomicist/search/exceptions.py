@@ -15,22 +15,26 @@ from pathlib import Path
 from typing import Final
 
 from atomicist.image.mutate import KINDS, STAGES, Mutant
+from atomicist.search.alike import OTHER_ENDS, SAME_ENDS
 from atomicist.search.mutation import Outcome
 
 _FILE: Final = Path(__file__).with_name("exceptions.toml")
-_TEXTS: Final = frozenset({"name", "reason", "was", "mutant"})
+_TEXTS: Final = frozenset({"name", "reason", "was", "mutant", "compared"})
+_COMPARED: Final = ("", SAME_ENDS, OTHER_ENDS)
 _LISTS: Final = {"kinds": KINDS, "stages": STAGES}
 
 
 @dataclass(frozen=True, slots=True)
 class Named:
     """One exception: of these ``kinds`` and ``stages`` (empty: all), where ``was`` matches
-    the original instructions and ``mutant`` the mutant's name."""
+    the original instructions and ``mutant`` the mutant's name; with ``compared``, only where
+    that was the outcome of comparing it with the original (`alike`)."""
 
     name: str
     reason: str
     was: str = ".*"
     mutant: str = ".*"
+    compared: str = ""
     kinds: tuple[str, ...] = ()
     stages: tuple[str, ...] = ()
 
@@ -54,6 +58,8 @@ def read(text: str) -> tuple[Named, ...]:
         for key, known in _LISTS.items():
             if not set(row.get(key, ())) <= set(known):
                 raise ValueError(f"exception {row['name']!r}: unknown {key}")
+        if row.get("compared", "") not in _COMPARED:
+            raise ValueError(f"exception {row['name']!r}: compared is one of {', '.join(_COMPARED[1:])}")
         lists = {key: tuple(row.get(key, ())) for key in _LISTS}
         texts = {key: str(row[key]) for key in _TEXTS if key in row}
         found.append(Named(**texts, **lists))  # type: ignore[arg-type]
@@ -79,7 +85,7 @@ def judge(
         if outcome is None or outcome.status != "survived":
             continue
         for n in named:
-            if n.matches(mutant):
+            if n.matches(mutant) and outcome.by.endswith(n.compared):
                 used.add(n.name)
                 result[mutant.name] = replace(
                     outcome, status="equivalent", by=f"named, {outcome.by}", reason=n.reason

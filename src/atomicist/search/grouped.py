@@ -2,9 +2,10 @@
 """Many mutants in one image, and who of them it is that the checker finds.
 
 An image with ``n`` mutants is certified once for all of them.  Only where there is a
-finding are halves of them tried, and halves of these; a mutant counts as found when it is
-found alone.  What is found together and by neither half alone is two mutants that
-meet: they are put into different images.
+finding are halves of them tried, and halves of these, so that one that is found costs about
+two certificates where many are, and as many as there are halves where it is alone.  A mutant
+counts as found when it is found alone.  What is found together and by neither half alone is
+two mutants that meet: they are put into different images.
 
 A certificate that executes none of the mutated instructions in the unchanged image does the
 same with the mutants, so it is not asked.
@@ -13,7 +14,7 @@ same with the mutants, so it is not asked.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -61,73 +62,79 @@ def differs(part: Part, result: NativeResult) -> bool:
     return fine and part.held is not None and not held(result).serves_for(part.held)
 
 
+Judge = Callable[[Sequence[Member], Part, NativeResult, bytes], Outcome | None]
+"""What is wrong with an image of some mutants in a part, said of the first of them; with what was
+executed (`PatchableEngine.ran`)."""
+
+
+def finds(target: Target, by: str = "") -> Judge:
+    """The judge that looks for findings."""
+    return lambda some, part, result, ran: wrong(target, some[0].mutant, part, result, by)
+
+
 class Group:
     """An image of mutants ``left``, those ``found``, and those that have to be ``apart``."""
 
-    def __init__(self, quick: Quick, target: Target, some: Sequence[Member]) -> None:
+    def __init__(self, quick: Quick, some: Sequence[Member], judge: Judge) -> None:
         self._quick = quick
-        self._target = target
+        self._judge = judge
         self.left = list(some)
         self.found: list[Outcome] = []
         self.apart: list[Member] = []
 
-    def _shows(self, some: Sequence[Member], part: Part) -> NativeResult | None:
+    def _shows(self, some: Sequence[Member], part: Part) -> Outcome | None:
         """What is wrong in ``part`` with ``some`` in the image."""
+        engine = self._quick.engine
         try:
             with self._quick.patched(m.change for m in some):
-                result = look(self._quick.engine, part)
+                engine.ran()
+                result = look(engine, part)
         except PatchError as e:
             raise ValueError(f"{len(some)} mutants do not fit: {e}") from e
-        bad = result.findings or result.overflow or result.dependence is not None or differs(part, result)
-        return result if bad else None
+        return self._judge(some, part, result, engine.ran())
 
-    def _search(self, some: Sequence[Member], part: Part, by: str) -> list[Outcome]:
-        """Those of ``some`` that are found in ``part`` alone; they are found there together."""
+    def _search(self, some: Sequence[Member], part: Part) -> list[Outcome]:
+        """Those of ``some`` that are found in ``part`` alone.
+
+        What neither half shows alone is two mutants that meet: the second half is put apart."""
+        started = time.monotonic()
+        shown = self._shows(some, part)
+        if shown is None:
+            return []
         if len(some) == 1:
-            result = self._shows(some, part)
-            outcome = wrong(self._target, some[0].mutant, part, result, by) if result else None
-            return [outcome] if outcome else []
+            return [replace(shown, seconds=round(time.monotonic() - started, 4))]
         half = len(some) // 2
-        if half == 1 or self._shows(some[:half], part) is not None:
-            found = self._search(some[:half], part, by)
-            if found:
-                return found
-        # it is in the other half, or else shown by both together only; more are found the next time
-        return self._search(some[half:], part, by)
+        before = len(self.apart)
+        found = self._search(some[:half], part) + self._search(some[half:], part)
+        if not found and len(self.apart) == before:
+            self.apart += some[half:]
+        return found
 
-    def ask(self, part: Part, by: str = "") -> bool:
+    def ask(self, part: Part) -> bool:
         """Take out of ``left`` what is found in ``part``. Whether there was anything."""
-        if part.ran and not any(executes(part, m.touched) for m in self.left):
-            return False
-        some = list(self.left)
         anything = False
-        while some:
-            started = time.monotonic()
-            if self._shows(some, part) is None:
-                break
+        while True:
+            # alone, one that the part does not execute cannot be told from the original
+            some = [m for m in self.left if not part.ran or executes(part, m.touched)]
+            before = len(self.apart)
+            outcomes = self._search(some, part) if some else []
+            if not outcomes and len(self.apart) == before:
+                return anything
             anything = True
-            outcomes = self._search(some, part, by)
-            spent = (time.monotonic() - started) / max(1, len(outcomes))
-            self.found += [replace(o, seconds=round(spent, 4)) for o in outcomes]
-            names = {o.name for o in outcomes}
-            away = [m for m in some if m.mutant.name in names]
-            if not outcomes:
-                away = some[len(some) // 2 :] if len(some) > 1 else some
-                self.apart += away
-            some = [m for m in some if m not in away]
-            self.left = [m for m in self.left if m not in away]
-        return anything
+            self.found += outcomes
+            away = {o.name for o in outcomes} | {m.mutant.name for m in self.apart[before:]}
+            self.left = [m for m in self.left if m.mutant.name not in away]
 
 
 def ask_all(
-    quick: Quick, target: Target, some: Sequence[Mutant], parts: Sequence[Part], by: str = "certificate"
+    quick: Quick, some: Sequence[Mutant], parts: Sequence[Part], judge: Judge, by: str = "certificate"
 ) -> list[Outcome]:
-    """The outcomes of mutants that can be in one image, after all of ``parts``: killed, or passed
-    ``by`` these, or `OTHERWISE`."""
+    """The outcomes of mutants that can be in one image, after all of ``parts``: what ``judge`` says
+    of them, or passed ``by`` these."""
     waiting = [list(members(quick, some))]
     done: dict[str, Outcome] = {}
     while waiting:
-        group = Group(quick, target, waiting.pop())
+        group = Group(quick, waiting.pop(), judge)
         for part in parts:
             group.ask(part)
         done |= {o.name: o for o in group.found}

@@ -97,7 +97,8 @@ class Part:
     """A part of the search: from ``context``, ``first`` first: that one event alone, with
     ``second`` another one at each of the first boundaries behind it, or with ``closed`` a
     certificate, which has them all.  ``ran``: what the unchanged image executes;
-    ``held``: what that certificate holds for there; ``others``: the contexts that it was asked for."""
+    ``held`` and ``ends``: what that certificate holds for there, and what it leaves behind
+    (`NativeResult`); ``others``: the contexts that it was asked for."""
 
     context: Context
     first: int
@@ -105,6 +106,7 @@ class Part:
     ran: bytes = b""
     second: int | None = None
     held: Held | None = None
+    ends: int = 0
     others: tuple[tuple[int, ...], ...] = ()
 
     @property

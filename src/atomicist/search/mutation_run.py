@@ -25,8 +25,9 @@ from atomicist.image.mutate import Mutant, Mutator
 from atomicist.machine.target import Target
 from atomicist.native.engine import NativeResult
 from atomicist.search import workers
+from atomicist.search.alike import OTHER_ENDS, SAME, SAME_ENDS, compare
 from atomicist.search.certificate import Raw, certify
-from atomicist.search.grouped import OTHERWISE, Group, ask_all, members
+from atomicist.search.grouped import OTHERWISE, Group, ask_all, finds, members
 from atomicist.search.mutation import Outcome, Part, Quick, batches, by_name, chunks, held
 from atomicist.search.progress import Listener, Progress
 from atomicist.search.workers import default_workers
@@ -34,6 +35,8 @@ from atomicist.search.workers import default_workers
 MOST: Final = 500
 """Mutants in one image at most."""
 
+
+ALIKE: Final = "on every interleaving it goes the same ways and leaves the same behind"
 
 FIRST: Final = ("kernel-task", "user", "kernel-main-0xb8", "gap-entry_SYSCALL_64-hostile")
 """Start contexts that are certified first, since most is found there, and fewer images are left."""
@@ -134,17 +137,25 @@ def _ask_some(number: int) -> tuple[str, list[Outcome]]:
     batch = _here.batches[number]
     some = [p for p in _here.parts if p.context.name in FIRST]
     # what passes here is asked again
-    return batch_name("ask some", batch), ask_all(*_quick(), batch, [replace(p, held=None) for p in some])
+    quick, target = _quick()
+    usual = [replace(p, held=None) for p in some]
+    return batch_name("ask some", batch), ask_all(quick, batch, usual, finds(target))
 
 
 def _ask(number: int) -> tuple[str, list[Outcome]]:
     batch = _here.batches[number]
-    return batch_name("ask", batch), ask_all(*_quick(), batch, _here.parts, "closed")
+    quick, target = _quick()
+    return batch_name("ask", batch), ask_all(quick, batch, _here.parts, finds(target), "closed")
 
 
 def _close(number: int) -> tuple[str, list[Outcome]]:
     batch = _here.batches[number]
     return batch_name("close", batch), close(*_quick(), batch)
+
+
+def _compare(number: int) -> tuple[str, list[Outcome]]:
+    batch = _here.batches[number]
+    return batch_name("compare", batch), compare(*_quick(), batch, _here.parts)
 
 
 def batch_name(what: str, batch: Sequence[Mutant]) -> str:
@@ -172,9 +183,9 @@ def close(quick: Quick, target: Target, batch: Sequence[Mutant]) -> list[Outcome
         raw, because = first_finding(quick.mutator.apply(tuple(left)))
         if raw is None and not because:
             return done + [Outcome(m.name, "passed", "closed") for m in left]
-        group = Group(quick, target, members(quick, left))
+        group = Group(quick, members(quick, left), finds(target, "closed"))
         if raw is not None:
-            group.ask(Part(raw.context, raw.finding.events[0].vector, closed=True), "closed")
+            group.ask(Part(raw.context, raw.finding.events[0].vector, closed=True))
         found = group.found
         if not found and len(left) == 1:
             shown = f"IST{raw.finding.property:03d}" if raw else "not closed"
@@ -204,7 +215,13 @@ class _Watching(workers.Workers):
         answers = super().map(functools.partial(_watched, function), tasks)
         for task, (answer, ran) in zip(tasks, answers, strict=False):
             part = Part(
-                task.context, task.vector, closed=True, ran=ran, held=held(answer), others=task.others
+                task.context,
+                task.vector,
+                closed=True,
+                ran=ran,
+                held=held(answer),
+                ends=answer.ends,
+                others=task.others,
             )
             self.parts.append(part)
             yield answer
@@ -272,6 +289,7 @@ def run(
             ("ask some", _ask_some, "certifying survivors, usual contexts"),
             ("ask", _ask, "certifying survivors"),
             ("close", _close, "closing survivors"),
+            ("compare", _compare, "comparing survivors"),
         ):
             waiting = [m for m in mutants if _undecided(outcomes[m.name], what)]
             _here.batches = batches(_here.quick.mutator, waiting, MOST)
@@ -296,6 +314,8 @@ def run(
 def _undecided(outcome: Outcome, what: str) -> bool:
     """Whether the step ``what`` is to look at it: found by none yet, and reached; for the last, not
     yet part of an image that is closed."""
+    if what == "compare":
+        return outcome.status == "survived"
     if what == "close":
         return outcome.by in (OTHERWISE, f"argued; {OTHERWISE}")
     return outcome.status == "passed" or (outcome.status == "equivalent" and outcome.by != "closed")
@@ -305,6 +325,10 @@ def _after(before: Outcome, after: Outcome) -> Outcome:
     """The outcome after a step, of what was argued or not before."""
     if after.status == "killed":
         return after
+    if after.by == SAME:
+        return replace(before, status="equivalent", by="closed and compared", reason=ALIKE)
+    if after.by in (SAME_ENDS, OTHER_ENDS):
+        return replace(before, by=f"closed, {after.by}")
     if after.by == OTHERWISE and before.reason:
         return replace(before, by=f"argued; {OTHERWISE}")
     if after.by != "closed":

@@ -349,11 +349,20 @@ class Observer:
             i.in_entry and self.target.places.get(i.context["RIP"], Place(0)) & Place.DELIBERATE
             for i in self.instances
         ):
-            raise DoubleFault
+            self._double_fault()
         cause = self._no_room() if self.place() & Place.NO_ROOM else self.expect_df
         if cause:
-            raise DoubleFault
+            self._double_fault()
         raise Violation("DOUBLE_FAULT", self.target.symbolize(self.machine["RIP"]))
+
+    def _double_fault(self) -> None:
+        """Its handler is told where the ongoing entry's registers are."""
+        ongoing = self.instances[-1]
+        pushed_first = "ORIG_RAX" if VECTORS[ongoing.vector].has_error_code else "RIP"
+        regs = ongoing.frame - 8 * PT_REGS.index(pushed_first)
+        if self.machine["RDI"] != regs:
+            raise Violation("DOUBLE_FAULT_REGS", "RDI", regs, self.machine["RDI"])
+        raise DoubleFault
 
     def _no_room(self) -> bool:
         main = self.target.main_stack()

@@ -113,6 +113,9 @@ _TABLE: Final = (
              "RAX is RSP, the other general registers are 0, IF, TF, NT, AC and DF are clear.",
              "Whoever completes an entry for another must leave what the entry itself leaves: compare the register's "
              "two ways to the label, the commit and the return by IRET."),
+    Property("IST029", "DOUBLE_FAULT_REGS", "a deliberate double fault tells its handler where the registers are",
+             "The entry gave up with cause, but RDI is not the ongoing entry's pt_regs: what the #DF handler prints is wrong.",
+             "Load RDI on every way to the double fault."),
 )  # fmt: skip
 
 PROPERTIES: Final = MappingProxyType({p.number: p for p in _TABLE})

@@ -68,11 +68,12 @@ How it was tested:
    CPU and two.
  - A WARN inside the handler of an NMI, and perf's call chains there, show all
    that was called, through the main stack.
- - All of it is built (W=1 and sparse on the new files, objtool --unret on
-   all) without a warning.
+ - Each patch is built (W=1 and sparse on the new files, objtool --unret on
+   all) without a warning, and booted with the self-test: registers held while
+   NMIs, #DB and #MC arrive.
 
-The reproducer and all of these tests: atomicist linux inject, stress, traces;
-each patch is built and booted by: atomicist linux series --bisect.
+The reproducer and all of these tests: atomicist linux inject, stress, traces,
+series --bisect.
 
 What could not be tested: real hardware; #VC and SEV-ES (QEMU has no such
 guest without the processor); Xen PV (the old entries are kept there); SMM;

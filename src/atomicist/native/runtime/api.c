@@ -262,6 +262,8 @@ EXPORT void atomicist_totals(const struct search *s, struct totals *t)
 		.emitted = s->nout, .overflow = m->overflow, .broken_slot = s->broken_slot,
 		.broken_where = s->broken_where,
 	};
+	for (u32 i = 0; i < s->nends; i++)
+		t->ends += s->ends[i];
 }
 
 EXPORT const struct finding *atomicist_findings(const struct search *s)

@@ -347,6 +347,35 @@ static void remember(struct search *s, struct scope *sc, u32 chain, u32 vector, 
 	*head = ++s->nmemo;
 }
 
+static bool is_arithmetic_flag(u32 slot)
+{
+	return slot == REG_CF || slot == REG_PF || slot == REG_AF || slot == REG_ZF || slot == REG_SF ||
+	       slot == REG_OF;
+}
+
+/*
+ * What the entry leaves behind, whatever the way to it: the registers and live words at a commit,
+ * but for arithmetic flags, of which a commit says nothing; or what a deliberate double fault tells.
+ * Two images that leave the same behind on every interleaving differ in nothing that is used.
+ */
+static void note_end(struct search *s, u64 end)
+{
+	for (u32 i = 0; i < s->nends; i++)
+		if (s->ends[i] == end)
+			return;
+	if (s->nends == MAX_ENDS)
+		s->m->overflow = __LINE__;
+	else
+		s->ends[s->nends++] = end;
+}
+
+static void note_double_fault(struct search *s, u32 chain)
+{
+	const struct machine *m = s->m;
+
+	note_end(s, mix(mix(mix(mix(1, chain), m->pc), m->r[REG_RDI]), m->r[REG_RAX]));
+}
+
 /* Deliver `vector` here and explore all that can follow before a commit. */
 static int try_event(struct search *s, u32 chain, u32 vector, u64 *count)
 {
@@ -401,8 +430,10 @@ static int try_event(struct search *s, u32 chain, u32 vector, u64 *count)
 	st = push_event(m, vector);
 	if (st == GOES_ON)
 		st = explore(s, chain * 8 + vector + 1, &mine);
-	if (st == DOUBLE_FAULT)
+	if (st == DOUBLE_FAULT) {
+		note_double_fault(s, chain * 8 + vector + 1);
 		mine++, st = GOES_ON;
+	}
 
 	rollback(m, mark);
 	memcpy(m->r, regs, sizeof(regs));
@@ -458,7 +489,7 @@ static int at_commit(struct search *s, u32 chain)
 	struct region *reg = region_of(m, m->r[REG_RSP]);
 	struct committed *c = &s->committed[s->ncommitted];
 	u32 steps = m->steps, n = 0;
-	u64 top, h;
+	u64 top, h, end = chain;
 	int st;
 
 	m->pc = m->r[REG_RIP];
@@ -481,6 +512,8 @@ static int at_commit(struct search *s, u32 chain)
 		c->r[i] = m->r[i];
 		c->rnode[i] = to_root(m, node);
 		h = mix(mix(h, m->r[i]), c->rnode[i]);
+		if (!is_arithmetic_flag(i))
+			end = mix(end, m->r[i]);
 	}
 	top = reg->live < reg->top ? reg->live : reg->top;
 	for (u64 va = m->r[REG_RSP]; va < top; va += 8) {
@@ -497,8 +530,10 @@ static int at_commit(struct search *s, u32 chain)
 		c->val[n] = m->mem[loc - NSLOTS];
 		c->node[n] = to_root(m, node);
 		h = mix(mix(h, c->val[n]), c->node[n]);
+		end = mix(end, c->val[n]);
 		n++;
 	}
+	note_end(s, end);
 	h = mix(h, m->ninst);
 	for (const struct instance *in = m->inst; in < m->inst + m->ninst; in++) {
 		h = mix(mix(mix(h, in->vector | in->handled << 8 | in->abandoned << 9 | in->in_entry << 10),
@@ -555,12 +590,16 @@ static int explore(struct search *s, u32 chain, u64 *count)
 			st = try_event(s, chain, v, count);
 			if (st != GOES_ON)
 				return st;
+			/* what is no longer remembered would be explored again and again */
+			if (m->overflow)
+				return FOUND;
 		}
 		st = step(m);
 		/* who returns before the commit gives up what it was to save */
 		if (st != FOUND && m->note & (1u << NOTE_IRET | 1u << NOTE_SYSRET))
 			return report(m, P_CLAIM, m->pc, REG_RIP, 0, m->r[REG_RIP]);
 		if (st == DOUBLE_FAULT) {
+			note_double_fault(s, chain);
 			*count += 1;
 			return GOES_ON;
 		}
@@ -889,7 +928,7 @@ int certify(struct search *s, const u64 *regs, u32 vector, u32 expect_df, u32 no
 	memset(m->version, 0, (NSLOTS + m->im->npages * WORDS) * sizeof(*m->version));
 	m->clock = 1;
 	memset(m->mscope, 0, m->im->npages * WORDS * sizeof(*m->mscope));
-	s->nmemo = s->ncommitted = 0;
+	s->nmemo = s->ncommitted = s->nends = 0;
 	memset(s->memo_head, 0, sizeof(s->memo_head));
 	s->broken_slot = NSLOTS;
 	m->expect_df = expect_df;

@@ -214,6 +214,7 @@ struct instance {
 	u32 live_region;	/* region whose live bound this event moved, or ~0 */
 	u64 old_live;
 	u64 error;
+	u64 regs;		/* where the entry pushes its pt_regs: around the frame */
 };
 
 /* How a run ended, and the properties of the specification. Keep in step with

@@ -92,6 +92,18 @@ static bool no_room(struct machine *m)
 	return no_room_for(m, user(x) || m->no_stack ? 0 : x[REG_RSP], levels);
 }
 
+/* Its handler is told where the ongoing entry's registers are. */
+static int double_fault(struct machine *m)
+{
+	u64 regs = m->inst[m->ninst - 1].regs;
+
+	if (m->shadow)
+		require(m, leaf(m, REG_RDI), m->r[REG_RDI]);
+	if (m->r[REG_RDI] != regs)
+		return report(m, P_DOUBLE_FAULT_REGS, m->pc, REG_RDI, regs, m->r[REG_RDI]);
+	return DOUBLE_FAULT;
+}
+
 int fault(struct machine *m, u32 number, u64 why, u64 address)
 {
 	const struct insn *in = insn_at(m, m->pc);
@@ -102,10 +114,10 @@ int fault(struct machine *m, u32 number, u64 why, u64 address)
 			const struct insn *hit = insn_at(m, context(&m->inst[i])[REG_RIP]);
 
 			if (hit && hit->place & DELIBERATE && m->inst[i].in_entry)
-				return DOUBLE_FAULT;
+				return double_fault(m);
 		}
 		if (in->place & NO_ROOM ? no_room(m) : m->expect_df)
-			return DOUBLE_FAULT;
+			return double_fault(m);
 		return report(m, P_DOUBLE_FAULT, m->pc, NSLOTS, 0, 0);
 	}
 	return report(m, (u32)why, address, NSLOTS, 0, number);
@@ -150,6 +162,7 @@ int push_event(struct machine *m, u32 vector)
 	struct instance *in = &m->inst[m->ninst];
 	const struct insn *at = insn_at(m, m->r[REG_RIP]);
 	struct region *reg;
+	int st;
 
 	if (m->ninst == MAX_CHAIN || m->nsched == MAX_CHAIN) {
 		m->overflow = __LINE__;
@@ -175,7 +188,9 @@ int push_event(struct machine *m, u32 vector)
 	m->steps = 0;
 	if (m->im->claims)
 		m->early = true;
-	return deliver(m, vector, ERROR_TOKEN);
+	st = deliver(m, vector, ERROR_TOKEN);
+	in->regs = m->r[REG_RSP] - (vector_error[vector] ? PT_ORIG_RAX : PT_RIP);
+	return st;
 }
 
 static u32 word_node(struct machine *m, u64 va)

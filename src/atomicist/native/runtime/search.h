@@ -11,6 +11,7 @@
 #define MAX_STACK_WORDS 4096
 #define MAX_CANDIDATES 32
 #define MAX_LIVE (MAX_CHAIN * 32)
+#define MAX_ENDS 2048
 
 #define DEP_HEADS 128
 #define NO_DEP 0xffffu
@@ -87,6 +88,8 @@ struct search {
 	u32 nitems;
 	struct committed *committed;
 	u32 ncommitted;
+	u64 ends[MAX_ENDS];	/* of the entry, by value, each once: see note_end() */
+	u32 nends;
 	struct emitted *out;
 	u32 nout, capout;
 	u64 *seen;
@@ -127,7 +130,7 @@ enum mode {
 /* Totals that Python reads in one go. */
 struct totals {
 	u64 guest_insns, interleavings, executed, boundaries, hits, misses;
-	u64 worst_commit, lowest_main, findings, emitted, overflow, broken_slot, broken_where;
+	u64 worst_commit, lowest_main, findings, emitted, overflow, broken_slot, broken_where, ends;
 };
 
 /* Entries of a copy of machine.known: whole rows. */

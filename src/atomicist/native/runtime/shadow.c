@@ -229,20 +229,52 @@ static struct value truncate(struct machine *m, struct value v, u32 size)
 	return v;
 }
 
-static bool is_half(const struct node *n, u64 from)
+/* A half of a word: what its bits are, lower (0) or upper (1). */
+struct half {
+	u32 node;
+	u32 of;
+};
+
+/* The lower or upper half of `node`, as it was before it was moved about. */
+static struct half half_of(const struct machine *m, u32 node, u32 of)
 {
-	return n->code == CODE_SUBPIECE && n->size == 4 && n->a && !n->b && n->vb == from;
+	const struct node *n = &m->nodes[node];
+
+	if (!node || !n->a || n->b)
+		return (struct half){ node, of };
+	if (n->code == CODE_SUBPIECE && n->size == 4 && !of && (n->vb == 0 || n->vb == 4))
+		return half_of(m, n->a, (u32)n->vb / 4);
+	if (n->code == CODE_INT_AND && (u32)(n->vb >> 32 * of) == ~0u)
+		return half_of(m, n->a, of);
+	if (n->code == CODE_INT_RIGHT && n->vb == 32 && !of)
+		return half_of(m, n->a, 1);
+	if (n->code == CODE_INT_LEFT && n->vb == 32 && of)
+		return half_of(m, n->a, 0);
+	return (struct half){ node, of };
 }
 
-/* The word that EDX:EAX were loaded from, half by half, to be written to an MSR; or 0. */
-static u32 both_halves(struct machine *m, u32 a, u32 b)
+static bool is_zero_half(const struct machine *m, u32 node, u32 of)
 {
-	const struct node *low = &m->nodes[a], *high = &m->nodes[b];
+	const struct node *n = &m->nodes[node];
 
-	if (!a || !b || high->code != CODE_INT_LEFT || !high->a || high->b || high->vb != 32)
+	return (of && n->size <= 4) ||
+	       (!n->b && ((n->code == CODE_INT_AND && !(u32)(n->vb >> 32 * of)) ||
+			  (n->code == (of ? CODE_INT_RIGHT : CODE_INT_LEFT) && n->vb == 32)));
+}
+
+/*
+ * The word whose halves `low` and `high` are, each with zeros in place of the other; or 0.
+ * RDMSR takes it apart, code puts it together, and WRMSR takes halves again.
+ */
+static u32 both_halves(const struct machine *m, u32 low, u32 high)
+{
+	struct half l, h;
+
+	if (!low || !high || !is_zero_half(m, low, 1) || !is_zero_half(m, high, 0))
 		return 0;
-	high = &m->nodes[high->a];
-	return is_half(low, 0) && is_half(high, 4) && low->a == high->a ? low->a : 0;
+	l = half_of(m, low, 0);
+	h = half_of(m, high, 1);
+	return l.node == h.node && !l.of && h.of && m->nodes[l.node].size == 8 ? l.node : 0;
 }
 
 u32 mk_node(struct machine *m, u32 code, u32 size, u32 a, u64 va, u32 sa,
@@ -259,8 +291,14 @@ u32 mk_node(struct machine *m, u32 code, u32 size, u32 a, u64 va, u32 sa,
 		return truncate(m, (struct value){ a, val }, size).node;
 	if ((code == CODE_INT_OR || code == CODE_INT_XOR || code == CODE_INT_ADD) && (a ? !b && !vb : !va))
 		return a ? a : b;
-	if (code == CODE_INT_OR && both_halves(m, a, b))
-		return both_halves(m, a, b);
+	if (code == CODE_INT_OR && size == 8) {
+		u32 whole = both_halves(m, a, b);
+
+		if (!whole)
+			whole = both_halves(m, b, a);
+		if (whole)
+			return whole;
+	}
 	return intern(m, &n);
 }
 
