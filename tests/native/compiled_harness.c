@@ -25,25 +25,25 @@ int harness(const struct page *pages, u32 npages, u64 *regs, u64 *mem, u64 gsbas
 	struct image im = { .npages = npages, .kernel_gsbase = gsbase };
 	struct machine *m = calloc(1, sizeof(*m));
 	size_t bytes = (size_t)npages * PAGE;
-	u64 *before = malloc(bytes);
+	u64 *room = calloc(IN_FRONT * sizeof(u64) + bytes, 1), *before;
 	int ok = 0, st = REFUSES;
 
-	if (!m || !before)
+	if (!m || !room)
 		goto done;
-	memcpy(before, mem, bytes);
 	m->im = &im;
-	m->mem = mem;
+	m->mem = room + IN_FRONT;
+	memcpy(m->mem, mem, bytes);
 	m->pages = malloc(npages * sizeof(*m->pages));
-	m->clean = calloc(npages, sizeof(*m->clean));
-	m->caplog = 4096;
-	m->log = malloc(m->caplog * sizeof(*m->log));
-	if (!m->pages || !m->clean || !m->log)
+	m->known = calloc(npages, sizeof(*m->known));
+	m->capsaved = 4096;
+	m->saved = malloc(m->capsaved * sizeof(*m->saved));
+	if (!m->pages || !m->known || !m->saved)
 		goto done;
 	memcpy(m->pages, pages, npages * sizeof(*m->pages));
 	for (u32 i = 0; i < npages; i++) {
 		m->pages[i].rlimit[0] = m->pages[i].flags & USER_PAGE ? 0 : PAGE;
 		m->pages[i].wlimit[0] = m->pages[i].flags & WRITABLE ? m->pages[i].rlimit[0] : 0;
-		m->clean[i] = WORDS;
+		m->known[i].clean = WORDS;
 	}
 	memcpy(m->r, regs, sizeof(m->r));
 	if (!by_one) {
@@ -57,28 +57,29 @@ int harness(const struct page *pages, u32 npages, u64 *regs, u64 *mem, u64 gsbas
 			m->r[REG_RIP] -= size;
 	}
 	out->status = (u64)st;
-	out->mem_writes = m->nlog;
+	out->mem_writes = m->nsaved;
 	memcpy(regs, m->r, sizeof(m->r));
 	ok = 1;
 	for (u32 w = 0; w < npages * WORDS; w++)
-		ok &= mem[w] == before[w] || m->clean[w / WORDS] <= w % WORDS;
+		ok &= mem[w] == m->mem[w] || m->known[w / WORDS].clean <= w % WORDS;
 	/* what the log gives back is what was there */
-	for (u32 i = m->nlog; i-- > 0;) {
-		u64 *at = &mem[m->log[i].loc - NSLOTS], now = *at;
-
-		*at = m->log[i].old;
-		m->log[i].old = now;
+	before = malloc(bytes);
+	if (!before) {
+		ok = 0;
+		goto done;
 	}
-	ok &= !memcmp(mem, before, bytes);
-	for (u32 i = 0; i < m->nlog; i++)
-		mem[m->log[i].loc - NSLOTS] = m->log[i].old;
+	memcpy(before, mem, bytes);
+	memcpy(mem, m->mem, bytes);
+	take_back(m->mem, m->saved + m->nsaved, m->saved);
+	ok &= !memcmp(m->mem, before, bytes);
+	free(before);
 done:
 	if (m) {
 		free(m->pages);
-		free(m->clean);
-		free(m->log);
+		free(m->known);
+		free(m->saved);
 	}
 	free(m);
-	free(before);
+	free(room);
 	return ok;
 }

@@ -106,6 +106,17 @@ def test_the_same_findings_in_broken_code(start: int) -> None:
     assert sum(len(r.findings) for r in results) > 10
 
 
+def test_a_commit_with_a_register_left_is_found_in_both() -> None:
+    """Compiled code stops at a commit behind the last event; what is claimed of it is judged there, too."""
+    insns = dict(entry().insns)
+    for va, insn in entry().insns.items():
+        if insn.text == "xor ebx, ebx":
+            insns[va] = replace(insn, ops=())
+    target = replace(entry(), insns=MappingProxyType(insns))
+    (result,) = compare_searches(target, [entry_contexts()["user"]], budget=1, offered=15, first=15)
+    assert {finding.property for finding in result.findings} == {CODES["COMMITTED_STATE"]}
+
+
 def test_endless_code_ends_at_the_same_instruction() -> None:
     """The bound on instructions holds to the instruction in compiled code, too."""
     start = [entry_contexts()["kernel-task"]]

@@ -28,8 +28,6 @@ FLAGS: Final = ("-O1", "-Wno-unused-variable", "-Wno-unused-but-set-variable", "
 """-O1: -O2 takes twice as long to compile and gives nothing measurable."""
 _HEADERS: Final = ("model.h", "compiled.h")
 _EVERY: Final = frozenset(range(SLOTS))
-LONGEST: Final = 64
-"""Instructions in one trace: a refusal does all of them again, slowly."""
 
 _HEAD: Final = """\
 /* SPDX-License-Identifier: GPL-2.0-only */
@@ -42,7 +40,7 @@ _RUN: Final = """
 static int run(struct machine *m, u64 fuel)
 {
 	MACHINE;
-	struct undo *mark = u;
+	u64 *mark = u;
 	u64 n = 0, rip = R[REG_RIP];
 	u32 slot;
 
@@ -60,13 +58,13 @@ refused:
 	TAKE_BACK(mark);
 out:
 	R[REG_RIP] = rip;
-	m->nlog = (u32)(u - m->log);
+	m->nsaved = (u32)(u - m->saved);
 	m->steps += (u32)n;
 	m->guest_insns += n;
 	return GOES_ON;
 returns:
 	m->root = root_of(m);
-	m->nlog = (u32)(u - m->log);
+	m->nsaved = (u32)(u - m->saved);
 	m->steps += (u32)n;
 	m->guest_insns += n;
 	return RETURNS;
@@ -81,14 +79,14 @@ static int {name}(struct machine *m)
 
 {body}
 out:
-	m->nlog = (u32)(u - m->log);
+	m->nsaved = (u32)(u - m->saved);
 	return GOES_ON;
 refused:
 	TAKE_BACK(start);
 	return REFUSES;
 returns:
 	m->root = root_of(m);
-	m->nlog = (u32)(u - m->log);
+	m->nsaved = (u32)(u - m->saved);
 	return RETURNS;
 }}
 """
@@ -107,7 +105,7 @@ _DELIVER_END: Final = """\
 	default:
 		return REFUSES;
 	}
-	m->nlog = (u32)(u - m->log);
+	m->nsaved = (u32)(u - m->saved);
 	return GOES_ON;
 refused:
 	TAKE_BACK(start);
@@ -207,14 +205,14 @@ def _trace(target: Target, graph: FlowGraph, va: int) -> str:
     at, taken = va, [va]
     while trace.add(graph.insns[at]):
         at = graph.insns[at].next
-        if at not in graph.insns or at in graph.leaders or len(taken) == LONGEST:
+        if at not in graph.insns or at in graph.leaders:
             trace.exit(at)
             break
         taken.append(at)
     lines = [f"L_{va:x}: {{\n\trip = {va:#x}ull;\n\tmark = u;"]
     if va in graph.commits:
         lines.append("\tif (early)\n\t\tgoto out;")
-    room = f"n + {len(taken)} > fuel || last - u < {trace.stores}"
+    room = f"n + {len(taken)} > fuel || last - u < {trace.room}"
     lines.append(f"\tif ({room}{_fetch(target, taken)})\n\t\tgoto out;")
     return "\n".join(lines) + "\n" + trace.render() + "}\n"
 
@@ -246,7 +244,7 @@ def _singles(target: Target, graph: FlowGraph) -> str:
         trace = Trace("one", lambda _: _EVERY, leave, "R[REG_RIP] = {}; goto out;")
         if trace.add(insn):
             trace.exit(insn.next)
-        check = f"\tif (last - u < {trace.stores}{_fetch(target, [va])})\n\t\treturn REFUSES;\n"
+        check = f"\tif (last - u < {trace.room}{_fetch(target, [va])})\n\t\treturn REFUSES;\n"
         body = check + trace.render()
         table.append(functions.setdefault(body, f"one_{len(functions)}"))
     text = "".join(_ONE.format(name=name, body=body) for body, name in functions.items())
@@ -263,6 +261,6 @@ def _deliveries(target: Target, events: Sequence[str]) -> str:
         trace = Trace(name, lambda _: _EVERY, lambda _: "", "")
         trace.bind(ERROR_CODE.off, "error")
         trace.deliver(ops)
-        room = f"\tif (last - u < {trace.stores})\n\t\treturn REFUSES;\n"
+        room = f"\tif (last - u < {trace.room})\n\t\treturn REFUSES;\n"
         cases.append(f"\tcase {index}: {{\n{room}{trace.render()}\tbreak;\n\t}}\n")
     return _DELIVER + "".join(cases) + _DELIVER_END

@@ -9,6 +9,7 @@ without code), at an indirect branch, a return from an event, an instruction lef
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import Final
 
@@ -22,6 +23,9 @@ ALL: Final = (1 << SLOTS) - 1
 _RIP: Final = REGISTERS["RIP"].slot
 _SHADOW: Final = REGISTERS["SHADOW"].slot
 _NATURAL: Final = tuple(r.size for r in REGISTERS.values())
+LONGEST: Final = 64
+"""Instructions in one trace: a refusal does all of them again, slowly."""
+
 _LEAVES: Final = (Code.BRANCH, Code.BRANCHIND)
 
 
@@ -79,7 +83,22 @@ class FlowGraph:
                 found.add(insn.next)
         reached = {insn.next for insn in self.insns.values() if falls_through(insn)}
         found |= self.insns.keys() - reached
-        return found & self.insns.keys()
+        found &= self.insns.keys()
+        for va in sorted(found):
+            found |= self._cuts(va, found)
+        return found
+
+    def _cuts(self, va: int, leaders: set[int]) -> set[int]:
+        """Where the code from ``va`` to the next of ``leaders`` is cut, because it is long."""
+        cuts: set[int] = set()
+        for count in itertools.count(1):
+            insn = self.insns[va]
+            va = insn.next
+            if va in leaders or va not in self.insns or not falls_through(insn):
+                return cuts
+            if count % LONGEST == 0:
+                cuts.add(va)
+        return cuts
 
 
 def compilable(ops: Iterable[Op], *, delivery: bool = False) -> bool:

@@ -36,6 +36,17 @@ def _result(op: Op) -> Var:
     return op.out
 
 
+def _skipping(insn: Insn) -> tuple[Op, ...]:
+    """The operations of ``insn``; a branch to what follows it (CMOVcc) skips the rest of them."""
+    end = Var(Space.CONST, len(insn.ops), 4)
+    return tuple(
+        Op(Code.CJUMP, None, (end, *op.ins[1:]))
+        if op.code is Code.CBRANCH and op.ins[0].off == insn.next
+        else op
+        for op in insn.ops
+    )
+
+
 @dataclass(slots=True)
 class _Line:
     """One C statement: ``name`` is what it defines ("" if it is done for its effect)."""
@@ -68,14 +79,19 @@ class Trace:
         self._names = 0
         self._notes: set[Note] = set()
         self._forked = False
-        self.stores = 0
+        self._written_groups: list[Group] = []
+
+    @property
+    def room(self) -> int:
+        """How many words of the log the trace takes at most."""
+        return sum(group.room for group in self._written_groups)
 
     def add(self, insn: Insn) -> bool:
         """Append ``insn``; True if control may go on behind it, in this trace."""
         self._count += 1
         self._notes = set()
         self._temps = {}
-        open_end = self.operations(insn.ops, insn.va)
+        open_end = self.operations(_skipping(insn), insn.va)
         if not open_end:
             return False
         if Note.WRITE_CR3 in self._notes:
@@ -266,6 +282,8 @@ class Trace:
             if not self._forked:
                 self._groups.append(group)
             self._line("", group.check, () if origin == "0" else (origin,))
+        if write and not group.writes:
+            self._written_groups.append(group)
         (group.writes if write else group.reads).append((low, low + size))
         if write and group.aligned is None and size == SLOT:
             group.aligned = low
@@ -280,7 +298,6 @@ class Trace:
 
     def _store(self, address: Value, value: Value, size: int, access: int) -> None:
         group, low = self._group(address, size, access, write=True)
-        self.stores += 2
         self._line("", lambda: group.store(low, size, value.text), value.names())
 
     def render(self) -> str:

@@ -6,12 +6,20 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
+static void forget_insns(struct machine *m)
+{
+	free(m->code_pages);
+	free(m->insn_index);
+	m->code_pages = NULL;
+	m->insn_index = NULL;
+}
+
 EXPORT void atomicist_free(struct search *s)
 {
 	struct machine *m = s ? s->m : NULL;
 
 	if (m) {
-		free(m->mem);
+		free(m->mem ? m->mem - IN_FRONT : NULL);
 		free(m->depended);
 		free(m->version);
 		free(m->journal);
@@ -20,15 +28,15 @@ EXPORT void atomicist_free(struct search *s)
 		free(m->pages);
 		free(m->regions);
 		free(m->log);
-		free(m->clean);
+		free(m->saved);
+		free(m->known);
 		free(m->nodes);
 		free(m->lazies);
 		free(m->node_hash);
 		free(m->findings);
-		free(m->insn_hash);
+		forget_insns(m);
 		free(m->delivered);
 		free(m->offered);
-		free(m->insn_direct);
 		free(m->ran);
 		free(m);
 		free(s->root);
@@ -41,48 +49,45 @@ EXPORT void atomicist_free(struct search *s)
 		free(s->covers);
 		free(s->covers_rsp);
 		free(s->hashes);
-		free(s->cleans);
+		free(s->known);
 		free(s);
 	}
 }
 
-#define MAX_SPAN (1u << 20)
-
+/* Find instructions by address; of two at one address, the first. */
 static bool index_insns(struct machine *m)
 {
-	u32 size = 1;
+	const struct insn *const insns = m->im->insns;
+	u32 size = 16, pages = 0;
 
-	while (size < m->im->ninsns * 4)
+	for (u32 k = 0; k < m->im->ninsns; k++)
+		pages += !k || insns[k].va / PAGE != insns[k - 1].va / PAGE;
+	while (size < 4 * pages)
 		size *= 2;
-	m->insn_mask = size - 1;
-	m->insn_hash = calloc(size, sizeof(u32));
-	for (u32 k = 0; m->insn_hash && k < m->im->ninsns; k++) {
-		u32 i = (u32)((m->im->insns[k].va * 0x9e3779b97f4a7c15ull) >> 40) & m->insn_mask;
+	m->code_mask = size - 1;
+	m->code_pages = calloc(size, sizeof(*m->code_pages));
+	m->insn_index = calloc((size_t)pages * PAGE + 1, sizeof(*m->insn_index));
+	if (!m->code_pages || !m->insn_index)
+		return false;
+	pages = 0;
+	for (u32 k = 0; k < m->im->ninsns; k++) {
+		struct code_page *page = code_page(m, insns[k].va);
+		u32 *at;
 
-		while (m->insn_hash[i])
-			i = (i + 1) & m->insn_mask;
-		m->insn_hash[i] = k + 1;
-	}
-	/* in the image's order, which is that of addresses */
-	if (m->insn_hash && m->im->ninsns) {
-		m->insn_first = m->im->insns[0].va;
-		m->insn_span = m->im->insns[m->im->ninsns - 1].va - m->insn_first + 1;
-		if (m->insn_span <= MAX_SPAN) {
-			m->insn_direct = calloc(m->insn_span, sizeof(u32));
-			for (u32 k = 0; m->insn_direct && k < m->im->ninsns; k++)
-				m->insn_direct[m->im->insns[k].va - m->insn_first] = k + 1;
-			return m->insn_direct;
+		if (!page->index) {
+			page->number = insns[k].va / PAGE;
+			page->index = m->insn_index + (size_t)PAGE * pages++;
 		}
+		at = &page->index[insns[k].va & (PAGE - 1)];
+		*at = *at ? *at : k + 1;
 	}
-	return m->insn_hash;
+	return true;
 }
 
 /* Rows of the table of instructions were changed: find them by address again. */
 EXPORT int atomicist_reindex(struct search *s)
 {
-	free(s->m->insn_hash);
-	free(s->m->insn_direct);
-	s->m->insn_direct = NULL;
+	forget_insns(s->m);
 	return index_insns(s->m);
 }
 
@@ -128,14 +133,16 @@ EXPORT struct search *atomicist_new(const struct image *im)
 	s->m = m;
 	m->im = im;
 	m->caplog = 1 << 20;
+	m->capsaved = 1 << 21;
 	m->capnodes = (1u << (32 - HASH_SHIFT_MOST)) / 2;
 	m->caplazies = 1 << 18;
 	m->capfindings = 4096;
 	s->capout = 1 << 17;
 	s->seen_size = 1 << 16;
-	s->hashes_size = 1 << 10;
+	s->hashes_size = FEW_HASHES;
 	m->capjournal = 1 << 18;
-	m->mem = malloc(words * 8);
+	m->mem = calloc(words + IN_FRONT, 8);
+	m->mem = m->mem ? m->mem + IN_FRONT : NULL;
 	m->journal = malloc(m->capjournal * sizeof(*m->journal));
 	m->version = calloc(NSLOTS + words, sizeof(u32));
 	m->depended = calloc(NSLOTS + words, sizeof(u32));
@@ -144,7 +151,8 @@ EXPORT struct search *atomicist_new(const struct image *im)
 	m->pages = malloc(im->npages * sizeof(*m->pages));
 	m->regions = malloc(im->nregions * sizeof(*m->regions) + 1);
 	m->log = malloc(m->caplog * sizeof(*m->log));
-	m->clean = calloc(im->npages, sizeof(*m->clean));
+	m->saved = malloc(m->capsaved * sizeof(*m->saved));
+	m->known = calloc(known_size(im), sizeof(*m->known));
 	m->nodes = malloc(m->capnodes * sizeof(*m->nodes));
 	m->lazies = malloc(m->caplazies * sizeof(*m->lazies));
 	m->node_hash = calloc(1u << (32 - HASH_SHIFT_MOST), sizeof(*m->node_hash));
@@ -158,11 +166,11 @@ EXPORT struct search *atomicist_new(const struct image *im)
 	s->seen = calloc(s->seen_size, sizeof(*s->seen));
 	s->covers = calloc(im->ninsns + 1, 1);
 	s->covers_rsp = calloc(MAX_STACK_WORDS, 1);
-	s->cleans = calloc((size_t)im->npages * (MAX_CHAIN + 1), sizeof(*s->cleans));
+	s->known = calloc(known_size(im) * (MAX_CHAIN + 1), sizeof(*s->known));
 	s->hashes = calloc(s->hashes_size, sizeof(*s->hashes));
-	if (!m->mem || !m->journal || !m->depended || !m->version || !m->mnode || !m->mscope || !m->pages || !m->regions || !m->log || !m->clean || !m->nodes ||
+	if (!m->mem || !m->journal || !m->depended || !m->version || !m->mnode || !m->mscope || !m->pages || !m->regions || !m->log || !m->saved || !m->known || !m->nodes ||
 	    !m->lazies || !m->node_hash || !m->ran || !m->findings || !s->memo || !s->committed || !s->out || !s->seen ||
-	    !s->covers || !s->covers_rsp || !s->hashes || !s->cleans || !m->delivered || !m->offered || !index_insns(m)) {
+	    !s->covers || !s->covers_rsp || !s->hashes || !s->known || !m->delivered || !m->offered || !index_insns(m)) {
 		atomicist_free(s);
 		return NULL;
 	}
@@ -175,6 +183,11 @@ EXPORT struct search *atomicist_new(const struct image *im)
 		if (m->regions[i].kind == ENTRY_STACK)
 			m->entry = &m->regions[i];
 	}
+	m->apart = true;
+	for (u32 i = 0; i < im->nregions; i++)
+		for (u32 j = 0; j < i; j++)
+			m->apart &= im->regions[i].top <= im->regions[j].bottom ||
+				    im->regions[j].top <= im->regions[i].bottom;
 	for (u32 i = 0; i < im->npages; i++)
 		page_limits(&m->pages[i]);
 	memset(m->tlb, 0xff, sizeof(m->tlb));
@@ -188,8 +201,9 @@ static void fresh(struct search *s)
 	s->m->overflow = false;
 	s->nout = 0;
 	/* each certificate names all that it meets: for its other members these are others */
+	if (s->nseen)
+		memset(s->seen, 0, s->seen_size * sizeof(*s->seen));
 	s->nseen = 0;
-	memset(s->seen, 0, s->seen_size * sizeof(*s->seen));
 	memset(s->m->delivered, 0, s->m->im->ninsns * NVEC * sizeof(*s->m->delivered));
 	memset(s->m->offered, 0, s->m->im->ninsns * NVEC * sizeof(*s->m->offered));
 	s->m->guest_insns = s->m->interleavings = s->m->executed = s->m->boundaries = 0;

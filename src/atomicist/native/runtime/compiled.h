@@ -18,10 +18,10 @@ typedef u64 u64u __attribute__((aligned(1)));
 	u64 *const W = m->mem;						\
 	u8 *const M = (u8 *)W;						\
 	const struct page *const P = m->pages;				\
-	u16 *const clean = m->clean;					\
-	struct undo *u = m->log + m->nlog;				\
-	struct undo *const start = u;					\
-	struct undo *const last = m->log + m->caplog;			\
+	struct known *const K = m->known;				\
+	u64 *u = m->saved + m->nsaved;					\
+	u64 *const start = u;						\
+	u64 *const last = m->saved + m->capsaved;			\
 	const bool early = m->early;					\
 	u32 root = m->root = root_of(m)
 
@@ -31,21 +31,28 @@ typedef u64 u64u __attribute__((aligned(1)));
 } while (0)
 
 #define TAKE_BACK(mark) do {						\
-	while (u > (mark)) {						\
-		u--;							\
-		W[u->loc - NSLOTS] = u->old;				\
-	}								\
+	take_back(W, u, (mark));					\
+	u = (mark);							\
 } while (0)
 
 #define WRITTEN(page, word) do {					\
-	if (clean[page] > (word))					\
-		clean[page] = (u16)(word);				\
+	if (K[page].clean > (word))					\
+		K[page].clean = (u16)(word);				\
 } while (0)
 
 #define LOG(word) do {							\
-	u->loc = (word);						\
-	u->old = W[u->loc - NSLOTS];					\
-	u++;								\
+	u[0] = W[(word) - NSLOTS];					\
+	u[1] = saved_head((word), 1);					\
+	u += 2;								\
+} while (0)
+
+/* The row that is `i` words behind `word`, of those that LOG_ROWS(word, n) closes. */
+#define LOG_ROW(word, i)						\
+	(*(row *)(u + (i)) = *(const row *)(W + (s64)(word) - (s64)NSLOTS + (i)))
+
+#define LOG_ROWS(word, n) do {						\
+	u[n] = saved_head((word), (n));					\
+	u += (n) + 1;							\
 } while (0)
 
 /* `size` bytes from the byte `byte` of the word `word` on */

@@ -17,12 +17,12 @@
 
 /* What an event that is tried changes, but for memory, which has its log. */
 struct saved {
-	u64 r[NSLOTS];
+	u64 rf;			/* the other registers are the context that the event interrupts */
 	struct instance slot;	/* what the event's own instance overwrote */
-	u8 handled[MAX_CHAIN], abandoned[MAX_CHAIN];
+	u8 marks[MAX_CHAIN];	/* of each instance */
 	u32 owed[NVEC];
 	u32 spare;
-	u32 ninst, nsched, steps, mark, kept, ngone;
+	u32 ninst, nsched, steps, mark, kept;
 	bool early;
 };
 
@@ -33,34 +33,37 @@ static inline size_t hidden(size_t n)
 	return n;
 }
 
-static inline size_t file_bytes(void)
+/* By row; both are as long as known_size() says. */
+static inline void copy_known(const struct machine *m, struct known *to, const struct known *from)
 {
-	return hidden(NSLOTS * sizeof(u64));
+	for (u32 i = 0; i < m->im->npages; i += sizeof(row) / sizeof(*to))
+		*(row *)(to + i) = *(const row *)(from + i);
 }
 
+enum mark { HANDLED = 1, ABANDONED = 2, GONE = 4 };
+
 /*
- * Instances are written when an event is pushed, marked as they are handled or
- * abandoned, and emptied at a commit.  The first is saved only where the slot had
- * an owner; for the last there is a stack, `gone`.
+ * Instances are written when an event is pushed, and marked as they are handled,
+ * abandoned, or gone.  They are saved only where the slot had an owner.
  */
 static void save(struct search *s, struct saved *v)
 {
 	struct machine *m = s->m;
 
-	memcpy(v->r, m->r, file_bytes());
-	memcpy(s->cleans + s->ntries++ * m->im->npages, m->clean, m->im->npages * sizeof(*m->clean));
+	v->rf = m->r[REG_RF];
+	copy_known(m, s->known + s->ntries++ * known_size(m->im), m->known);
 	for (u32 i = 0; i < m->ninst; i++) {
-		v->handled[i] = (u8)m->inst[i].handled;
-		v->abandoned[i] = (u8)m->inst[i].abandoned;
+		const struct instance *in = &m->inst[i];
+
+		v->marks[i] = (in->handled ? HANDLED : 0) | (in->abandoned ? ABANDONED : 0) | (in->gone ? GONE : 0);
 	}
 	memcpy(v->owed, m->owed, sizeof(v->owed));
 	v->spare = m->spare;
 	v->ninst = m->ninst;
 	v->nsched = m->nsched;
 	v->steps = m->steps;
-	v->mark = m->nlog;
+	v->mark = m->nsaved;
 	v->early = m->early;
-	v->ngone = s->ngone;
 	v->kept = s->kept;
 	if (m->ninst < s->kept)
 		memcpy(&v->slot, &m->inst[m->ninst], hidden(sizeof(v->slot)));
@@ -87,22 +90,19 @@ static void restore(struct search *s, const struct saved *v)
 			lives = true;
 		}
 	}
-	while (s->ngone > v->ngone) {
-		const struct gone *g = &s->gone[--s->ngone];
-
-		memcpy(m->inst[g->index].x, g->x, file_bytes());
-	}
+	rollback(m, v->mark);
+	copy_file(m->r, m->inst[v->ninst].x);
+	m->r[REG_RF] = v->rf;
+	copy_known(m, m->known, s->known + --s->ntries * known_size(m->im));
 	if (v->ninst < v->kept)
 		memcpy(&m->inst[v->ninst], &v->slot, hidden(sizeof(v->slot)));
 	s->kept = v->kept;
 	for (u32 i = m->ninst; i < v->ninst; i++)
 		lives |= m->inst[i].live_region != ~0u;
-	rollback(m, v->mark);
-	memcpy(m->r, v->r, file_bytes());
-	memcpy(m->clean, s->cleans + --s->ntries * m->im->npages, m->im->npages * sizeof(*m->clean));
 	for (u32 i = 0; i < v->ninst; i++) {
-		m->inst[i].handled = v->handled[i];
-		m->inst[i].abandoned = v->abandoned[i];
+		m->inst[i].handled = !!(v->marks[i] & HANDLED);
+		m->inst[i].abandoned = !!(v->marks[i] & ABANDONED);
+		m->inst[i].gone = !!(v->marks[i] & GONE);
 	}
 	memcpy(m->owed, v->owed, sizeof(v->owed));
 	m->spare = v->spare;
@@ -180,14 +180,17 @@ static bool grow(struct search *s)
 	return true;
 }
 
-/* Was this committed state, with these events, followed already? */
+/*
+ * Was this committed state, with these events, followed already?  check_committed() has been
+ * here: the general registers follow from RSP.
+ */
 static bool followed(struct search *s, struct region *reg, u32 left)
 {
 	struct machine *m = s->m;
 	u64 top = reg->live < reg->top ? reg->live : reg->top, h = left, next;
 	u32 i;
 
-	h = digest(h, m->r, NSLOTS);
+	h = digest(h ^ m->r[REG_RSP], m->r + NGPRS, NSLOTS - NGPRS);
 	for (i = 0; i < m->ninst; i++)
 		h = fold(h ^ (m->inst[i].vector << 8 | m->inst[i].handled), 0xa0761d6478bd642full);
 	for (u64 va = m->r[REG_RSP]; va < top; va = next) {
@@ -195,6 +198,8 @@ static bool followed(struct search *s, struct region *reg, u32 left)
 		u64 off = va & (PAGE - 1);
 
 		next = va - off + PAGE;
+		if (page >= 0 && off < m->known[page].floor)
+			materialize(m, (u32)page, (u32)off);
 		if (page >= 0)
 			h = digest(h, &m->mem[(u32)page * WORDS + off / 8], ((next < top ? next : top) - va + 7) / 8);
 	}
@@ -205,7 +210,7 @@ static bool followed(struct search *s, struct region *reg, u32 left)
 	s->hashes[i] = h;
 	s->nhashes++;
 	s->misses++;
-	if (s->nhashes * 2ull > s->hashes_size && !grow(s))
+	if (s->nhashes * 4ull > s->hashes_size * 3ull && !grow(s))
 		m->overflow = __LINE__;
 	return false;
 }
@@ -235,23 +240,6 @@ static void inject(struct search *s, u32 vector, u32 left, u32 masked)
 	restore(s, &v);
 }
 
-/* An instance whose context no longer exists: nothing can return to it. */
-static void empty(struct search *s, u32 index)
-{
-	struct instance *in = &s->m->inst[index];
-	struct gone *g = &s->gone[s->ngone];
-
-	in->abandoned = 1;
-	if (s->ngone == MAX_GONE) {
-		s->m->overflow = __LINE__;
-		return;
-	}
-	g->index = index;
-	memcpy(g->x, in->x, file_bytes());
-	s->ngone++;
-	memset(in->x, 0, file_bytes());
-}
-
 /* The states behind a commit, once each; false: nothing new there. */
 static bool commit(struct search *s, u32 left, u32 *masked)
 {
@@ -266,10 +254,11 @@ static bool commit(struct search *s, u32 left, u32 *masked)
 	m->early = false;
 	*masked = 0;
 	for (u32 i = 1; i < m->ninst; i++) {
-		struct region *at = region_of(m, m->inst[i].x[REG_RSP]);
+		struct instance *in = &m->inst[i];
+		const struct region *at = in->gone ? NULL : region_of(m, in->x[REG_RSP]);
 
 		if (at && at->kind == IST_STACK)
-			empty(s, i);
+			in->abandoned = in->gone = 1;
 	}
 	if (!s->alone && followed(s, reg, left))
 		return false;
@@ -299,6 +288,11 @@ static int step_fast(struct machine *m, const struct insn *in)
 	return st == RETURNS ? at_return(m) : st;
 }
 
+static bool committed(const struct insn *in)
+{
+	return in && in->place & COMMITTED;
+}
+
 static void walk(struct search *s, u32 left, u32 masked)
 {
 	struct machine *m = s->m;
@@ -308,7 +302,7 @@ static void walk(struct search *s, u32 left, u32 masked)
 	while (st == GOES_ON && steps < m->im->max_steps && !enough(s)) {
 		const struct insn *in = insn_at(m, m->r[REG_RIP]);
 
-		if (in && in->place & COMMITTED) {
+		if (committed(in)) {
 			st = check_committed(m);
 			if (st != GOES_ON)
 				break;
@@ -324,9 +318,16 @@ static void walk(struct search *s, u32 left, u32 masked)
 			}
 			if (steps == m->im->max_steps)
 				break;
+			if (m->guest_insns != before) {
+				in = insn_at(m, m->r[REG_RIP]);
+				if (committed(in)) {
+					st = check_committed(m);
+					if (st != GOES_ON)
+						break;
+				}
+			}
 		}
-		in = insn_at(m, m->r[REG_RIP]);
-		if (in && in->place & COMMITTED && m->early && !commit(s, left, &masked)) {
+		if (committed(in) && m->early && !commit(s, left, &masked)) {
 			m->executed++;
 			return;
 		}
@@ -355,17 +356,36 @@ static void walk(struct search *s, u32 left, u32 masked)
 	m->executed++;
 }
 
+/* A search may be small that comes after a big one. */
+static void forget_followed(struct search *s)
+{
+	u64 *few = s->hashes_size > FEW_HASHES ? calloc(FEW_HASHES, sizeof(*few)) : NULL;
+
+	if (!few) {
+		memset(s->hashes, 0, s->hashes_size * sizeof(*s->hashes));
+		return;
+	}
+	free(s->hashes);
+	s->hashes = few;
+	s->hashes_size = FEW_HASHES;
+}
+
+static void forget_known(struct machine *m)
+{
+	memset(m->known, 0, m->im->npages * sizeof(*m->known));
+}
+
 static void start(struct search *s, const u64 *regs, u32 expect_df, u32 no_stack)
 {
 	struct machine *m = s->m;
 
 	m->shadow = false;
-	m->nlog = 0;
+	m->nsaved = 0;
 	m->expect_df = expect_df;
 	m->no_stack = no_stack;
-	s->nhashes = s->ngone = s->ntries = s->kept = 0;
-	memset(m->clean, 0, m->im->npages * sizeof(*m->clean));
-	memset(s->hashes, 0, s->hashes_size * sizeof(*s->hashes));
+	s->nhashes = s->ntries = s->kept = 0;
+	forget_known(m);
+	forget_followed(s);
 	begin(m, regs);
 }
 
@@ -379,6 +399,7 @@ int enumerate(struct search *s, const u64 *regs, u32 expect_df, u32 no_stack)
 		if (s->offered >> v & 1 && s->first >> v & 1 && open_gate(m, v, 0))
 			inject(s, v, s->budget, 0);
 	rollback(m, 0);
+	forget_known(m);
 	return m->nfindings ? FOUND : GOES_ON;
 }
 
@@ -442,5 +463,6 @@ int follow_schedule(struct search *s, const u64 *regs, u32 expect_df, u32 no_sta
 	}
 	m->executed++;
 	rollback(m, 0);
+	forget_known(m);
 	return next < n && st != FOUND ? REFUSES : st;
 }

@@ -5,26 +5,6 @@
  */
 #include "model.h"
 
-const struct insn *insn_at(struct machine *m, u64 va)
-{
-	u32 i;
-
-	if (m->insn_direct) {
-		i = va - m->insn_first < m->insn_span ? m->insn_direct[va - m->insn_first] : 0;
-		return i ? &m->im->insns[i - 1] : NULL;
-	}
-	i = (u32)((va * 0x9e3779b97f4a7c15ull) >> 40) & m->insn_mask;
-
-	while (m->insn_hash[i]) {
-		const struct insn *in = &m->im->insns[m->insn_hash[i] - 1];
-
-		if (in->va == va)
-			return in;
-		i = (i + 1) & m->insn_mask;
-	}
-	return NULL;
-}
-
 static inline u32 natural(u32 slot)
 {
 	return slot_size[slot];
@@ -169,6 +149,8 @@ static inline int translate(struct machine *m, u64 va, u32 size, bool write, u32
 		return refuse(m, va, access, write);
 	if (write && m->early && !(m->pages[i].flags & SCRATCH))
 		return report(m, P_WRITE_OUTSIDE, va, NSLOTS, 0, 0);
+	if (!m->shadow && off < m->known[i].floor)
+		materialize(m, (u32)i, off);
 	*loc = (u32)i * WORDS + off / 8;
 	*p = &m->mem[*loc];
 	*loc += NSLOTS;

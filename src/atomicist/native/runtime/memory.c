@@ -2,28 +2,28 @@
 /* Guest memory: pages, two page-table roots, live parts of stacks, undo. */
 #include "model.h"
 
-int find_page(struct machine *m, u64 va)
+int search_page(struct machine *m, u64 va)
 {
 	u64 base = va & ~(u64)(PAGE - 1);
-	u32 h = (u32)((base >> 12) ^ (base >> 21)) & 255;
-	u32 i = m->tlb[h];
 
-	if (i < m->im->npages && m->pages[i].base == base)
-		return (int)i;
-	for (i = 0; i < m->im->npages; i++) {
+	for (u32 i = 0; i < m->im->npages; i++) {
 		if (m->pages[i].base == base) {
-			m->tlb[h] = i;
+			m->tlb[tlb_slot(va)] = i;
 			return (int)i;
 		}
 	}
 	return -1;
 }
 
-struct region *region_of(struct machine *m, u64 va)
+struct region *search_region(struct machine *m, u64 va)
 {
-	for (u32 i = 0; i < m->im->nregions; i++)
-		if (va >= m->regions[i].bottom && va < m->regions[i].top)
-			return &m->regions[i];
+	for (u32 i = 0; i < m->im->nregions; i++) {
+		if (va < m->regions[i].bottom || va >= m->regions[i].top)
+			continue;
+		if (m->apart)
+			m->region_tlb[tlb_slot(va)] = &m->regions[i];
+		return &m->regions[i];
+	}
 	return NULL;
 }
 
@@ -48,6 +48,18 @@ void log_word(struct machine *m, u32 loc)
 {
 	struct undo *u;
 
+	if (!m->shadow) {
+		u16 *clean = &m->known[(loc - NSLOTS) / WORDS].clean, at = (u16)((loc - NSLOTS) % WORDS);
+
+		if (m->nsaved + 2 > m->capsaved) {
+			m->overflow = __LINE__;
+			return;
+		}
+		m->saved[m->nsaved++] = m->mem[loc - NSLOTS];
+		m->saved[m->nsaved++] = saved_head(loc, 1);
+		*clean = *clean < at ? *clean : at;
+		return;
+	}
 	if (m->nlog == m->caplog) {
 		m->overflow = __LINE__;
 		return;
@@ -55,16 +67,10 @@ void log_word(struct machine *m, u32 loc)
 	u = &m->log[m->nlog++];
 	u->loc = loc;
 	u->old = m->mem[loc - NSLOTS];
-	if (m->shadow) {
-		u->node = m->mnode[loc - NSLOTS];
-		u->scope = m->mscope[loc - NSLOTS];
-		u->version = m->version[loc];
-		touch(m, loc);
-	} else {
-		u16 *clean = &m->clean[(loc - NSLOTS) / WORDS], at = (u16)((loc - NSLOTS) % WORDS);
-
-		*clean = *clean < at ? *clean : at;
-	}
+	u->node = m->mnode[loc - NSLOTS];
+	u->scope = m->mscope[loc - NSLOTS];
+	u->version = m->version[loc];
+	touch(m, loc);
 }
 
 void rollback(struct machine *m, u32 mark)
@@ -72,16 +78,14 @@ void rollback(struct machine *m, u32 mark)
 	const struct undo *const first = m->log + mark, *u = m->log + m->nlog;
 	u64 *const mem = m->mem;
 
+	if (!m->shadow) {
+		take_back(mem, m->saved + m->nsaved, m->saved + mark);
+		m->nsaved = mark;
+		return;
+	}
 	if (m->nlog <= mark)
 		return;
 	m->nlog = mark;
-	if (!m->shadow) {
-		while (u > first) {
-			u--;
-			mem[u->loc - NSLOTS] = u->old;
-		}
-		return;
-	}
 	while (u > first) {
 		u32 w = (--u)->loc - NSLOTS;
 
@@ -100,19 +104,19 @@ static u64 poison_of(u64 va)
 /* Poison `n` words from word `w` on, which is at `va`; most are poisoned already. */
 static void poison_words(struct machine *m, u64 va, u32 w, u32 n)
 {
-	if (!m->shadow && m->nlog + n <= m->caplog) {
-		struct undo *u = m->log + m->nlog;
+	if (!m->shadow && m->nsaved + 2 * n + 2 <= m->capsaved) {
+		u64 *u = m->saved + m->nsaved;
 
 		for (u32 i = 0; i < n; i++, w++, va += 8) {
 			u64 old = m->mem[w];
 
 			/* written in any case, counted if it differs: no branch to mispredict */
-			u->old = old;
-			u->loc = w + NSLOTS;
-			u += old != poison_of(va);
+			u[0] = old;
+			u[1] = saved_head(w + NSLOTS, 1);
+			u += old != poison_of(va) ? 2 : 0;
 			m->mem[w] = poison_of(va);
 		}
-		m->nlog = (u32)(u - m->log);
+		m->nsaved = (u32)(u - m->saved);
 		return;
 	}
 	for (u32 i = 0; i < n; i++, w++, va += 8) {
@@ -127,14 +131,65 @@ static void poison_words(struct machine *m, u64 va, u32 w, u32 n)
 	}
 }
 
-/* Are these eight words poison? */
-static bool poisoned(const u64 *p, u64 va)
+/* Poison `n` words, in eights, from word `w` on; without shadow. */
+static void poison_rows(struct machine *m, u64 va, u32 w, u32 n)
 {
-	u64 differ = 0, val = poison_of(va);
+	row *at = (row *)(m->mem + w), *const end = (row *)(m->mem + w + n);
+	u64 *u = m->saved + m->nsaved, *const last = m->saved + m->capsaved;
+	row low = poison_of(va) + (row){ 0, 8, 16, 24 }, high = low + 8 * ROW;
 
-	for (u32 i = 0; i < 8; i++)
-		differ |= p[i] ^ (val + 8 * i);
-	return !differ;
+	for (; at < end; at += 2, low += 16 * ROW, high += 16 * ROW, w += 2 * ROW) {
+		const row differ = (at[0] ^ low) | (at[1] ^ high);
+
+		if (!(differ[0] | differ[1] | differ[2] | differ[3]))
+			continue;
+		if (last - u < (ptrdiff_t)(2 * ROW + 1)) {
+			m->overflow = __LINE__;
+			break;
+		}
+		((row *)u)[0] = at[0];
+		((row *)u)[1] = at[1];
+		u[2 * ROW] = saved_head(w + NSLOTS, 2 * ROW);
+		u += 2 * ROW + 1;
+		at[0] = low;
+		at[1] = high;
+	}
+	m->nsaved = (u32)(u - m->saved);
+}
+
+#define NEAR 64u			/* words below the end of what is poisoned: used next */
+
+/* Let what is at `offset`, and a little below, hold the poison that it is known to be. */
+void materialize(struct machine *m, u32 page, u32 offset)
+{
+	struct known *k = &m->known[page];
+	u32 to = offset > 8 * NEAR ? (offset - 8 * NEAR) & ~63u : 0;
+
+	if (to >= k->floor)
+		return;
+	poison_rows(m, m->pages[page].base + to, page * WORDS + to / 8, (k->floor - to) / 8);
+	k->floor = (u16)to;
+}
+
+/* Poison the words [`at`, `end`) of a page, the first of them at `va`; without shadow. */
+static void poison_page(struct machine *m, u32 page, u64 va, u32 at, u32 end)
+{
+	struct known *k = &m->known[page];
+	const bool joins = k->clean >= at;
+	u32 from = joins ? k->clean : at, later = end > NEAR ? (end - NEAR) & ~7u : 0, eights;
+
+	if (joins && later > from) {
+		k->floor = (u16)(8 * later);
+		from = later;
+	}
+	if (from >= end)
+		return;
+	va += 8 * (from - at);
+	eights = (end - from) & ~7u;
+	poison_rows(m, va, page * WORDS + from, eights);
+	poison_words(m, va + 8 * eights, page * WORDS + from + eights, end - from - eights);
+	if (joins)
+		k->clean = (u16)end;
 }
 
 /* Overwrite free memory with values that betray any use of them. */
@@ -152,15 +207,7 @@ void poison(struct machine *m, u64 from, u64 to)
 		w = (u32)i * WORDS + (u32)(va & (PAGE - 1)) / 8;
 		n = (u32)(((next < to ? next : to) - va + 7) / 8);
 		if (!m->shadow) {
-			u32 known = m->clean[i], at = w % WORDS, end = at + n, skip = known > at ? known - at : 0;
-
-			skip = skip < n ? skip : n;
-			for (n -= skip, w += skip, va += 8 * skip; n >= 8; n -= 8, w += 8, va += 64)
-				if (!poisoned(&m->mem[w], va))
-					poison_words(m, va, w, 8);
-			poison_words(m, va, w, n);
-			if (known >= at)
-				m->clean[i] = (u16)(known > end ? known : end);
+			poison_page(m, (u32)i, va, w % WORDS, w % WORDS + n);
 			continue;
 		}
 		poison_words(m, va, w, n);
@@ -173,6 +220,8 @@ bool read_word(struct machine *m, u64 va, u64 *val)
 
 	if (i < 0 || (va & 7))
 		return false;
+	if (!m->shadow && (va & (PAGE - 1)) < m->known[i].floor)
+		materialize(m, (u32)i, (u32)(va & (PAGE - 1)));
 	*val = m->mem[(u32)i * WORDS + (u32)(va & (PAGE - 1)) / 8];
 	return true;
 }

@@ -28,6 +28,7 @@ typedef unsigned __int128 u128;
 #define NVEC 4			/* NMI, DB, MC, VC: the events of the search */
 #define MAX_CHAIN 12
 #define MAX_TEMPS 256
+#define TLB 256u
 
 struct var {
 	u64 val;		/* constant, register byte offset, temporary */
@@ -119,7 +120,7 @@ struct image {
 	u32 call_alignment;	/* of RSP + 8, where a handler starts */
 };
 
-/* One write that can be taken back. */
+/* One write that can be taken back, and what followed dependences there. */
 struct undo {
 	u64 old;
 	u32 loc;
@@ -207,6 +208,7 @@ struct instance {
 	u32 vector;
 	u32 handled;
 	u32 abandoned;
+	u32 gone;		/* its context no longer exists: see context() */
 	u32 in_entry;		/* hit entry code of a kernel-mode context */
 	u64 x[NSLOTS];		/* the context that it interrupted */
 	u32 live_region;	/* region whose live bound this event moved, or ~0 */
@@ -242,6 +244,15 @@ struct temp {
 	u32 node;
 };
 
+/* A context that no longer exists: nothing can return to it. */
+static const u64 no_context[NSLOTS] __attribute__((unused));
+
+/* The context that `in` interrupted. */
+static inline const u64 *context(const struct instance *in)
+{
+	return in->gone ? no_context : in->x;
+}
+
 struct machine;
 
 /*
@@ -265,6 +276,21 @@ struct compiled {
 #define HASH_SHIFT_FEW	16	/* 65,536 slots */
 #define HASH_SHIFT_MOST	10
 
+/* A page with instructions. */
+struct code_page {
+	u64 number;
+	u32 *index;		/* by byte: number of the instruction + 1, or 0; NULL: no such page */
+};
+
+/*
+ * What is known of a page.  Most of what is poisoned is rolled back without anybody having
+ * looked: below `floor` it is poison whatever the memory holds, until materialize().
+ */
+struct known {
+	u16 clean;		/* words from its start that are poison */
+	u16 floor;		/* bytes, no more than those words, in whole eights of words */
+};
+
 struct machine {
 	const struct image *im;
 	const struct compiled *code;	/* or NULL */
@@ -275,15 +301,19 @@ struct machine {
 	struct region *regions;
 	struct region *main;	/* or NULL */
 	struct region *entry;	/* the entry stack, or NULL */
-	u32 tlb[256];
+	u32 tlb[TLB];
+	struct region *region_tlb[TLB];
+	bool apart;		/* no two regions overlap */
 	u32 root;
 	u64 r[NSLOTS];
 	u32 rnode[NSLOTS];
 	u32 rscope[NSLOTS];
 	struct temp tmp[MAX_TEMPS];
-	struct undo *log;
+	struct undo *log;	/* with shadow */
 	u32 nlog, caplog;
-	u16 *clean;		/* by page: words from its start known to be poison (without shadow) */
+	u64 *saved;		/* without: see take_back() */
+	u32 nsaved, capsaved;
+	struct known *known;	/* by page (without shadow) */
 
 	bool shadow;		/* follow dependences */
 	bool early;		/* before the commit of the ongoing entry */
@@ -315,10 +345,9 @@ struct machine {
 	u32 nfindings, capfindings;
 	u8 *ran;		/* by instruction: bit 0 executed, 1 fell through, 2 went elsewhere */
 	u64 ignored;		/* bit set of properties whose violation ends a run silently */
-	u32 *insn_hash;
-	u32 insn_mask;
-	u32 *insn_direct;	/* by distance from the first instruction, if that is not far */
-	u64 insn_first, insn_span;
+	struct code_page *code_pages;	/* hashed by number */
+	u32 *insn_index;		/* of all of them */
+	u32 code_mask;
 	u32 expect_df;		/* this context contradicts itself: only #DF is right */
 	u64 stray[4];		/* words stored where an event may overwrite them */
 	u32 nstray;
@@ -336,6 +365,55 @@ struct machine {
 	u64 lowest_main;
 };
 
+/*
+ * The log of writes without shadow: words as they were, behind them where they belong and how
+ * many they are, one or rows.  Rows may hold more words than are written then, below them,
+ * and so of a page of others; in front of the memory there is room for that.
+ */
+#define ROW 4u
+#define IN_FRONT ROW
+typedef u64 row __attribute__((vector_size(8 * ROW), aligned(2), may_alias));
+
+static inline u64 saved_head(u32 loc, u32 n)
+{
+	return (u64)loc << 32 | n;
+}
+
+/* Copy a register file; libc would be called for that, and take longer. */
+static inline void copy_file(u64 *to, const u64 *from)
+{
+	u32 i;
+
+#pragma GCC unroll 16
+	for (i = 0; i + ROW <= NSLOTS; i += ROW)
+		*(row *)(to + i) = *(const row *)(from + i);
+	for (; i < NSLOTS; i++)
+		to[i] = from[i];
+}
+
+/* Undo what was logged between `first` and `u`, the last first. */
+static inline void take_back(u64 *mem, const u64 *u, const u64 *first)
+{
+	while (u > first) {
+		const u64 head = *--u;
+		const u32 n = (u32)head;
+		u64 *to = mem + (int64_t)(head >> 32) - (int64_t)NSLOTS;
+
+		u -= n;
+		if (n == 1) {
+			*to = *u;
+			continue;
+		}
+		for (const u64 *from = u, *const end = u + n; from < end; from += ROW, to += ROW)
+			*(row *)to = *(const row *)from;
+	}
+}
+
+static inline u32 tlb_slot(u64 va)
+{
+	return (u32)(va >> 12 ^ va >> 21) & (TLB - 1);
+}
+
 /* `loc` is written now. */
 static inline void touch(struct machine *m, u32 loc)
 {
@@ -345,8 +423,9 @@ static inline void touch(struct machine *m, u32 loc)
 }
 
 /* memory.c */
-int find_page(struct machine *m, u64 va);
-struct region *region_of(struct machine *m, u64 va);
+int search_page(struct machine *m, u64 va);
+struct region *search_region(struct machine *m, u64 va);
+void materialize(struct machine *m, u32 page, u32 offset);
 void poison(struct machine *m, u64 from, u64 to);
 void set_live(struct machine *m, struct region *reg, u64 live);
 void rollback(struct machine *m, u32 mark);
@@ -380,8 +459,42 @@ void leaves(struct machine *m, u32 node, void (*fn)(void *, u32 loc), void *arg)
 u32 substitute_now(struct machine *m, u32 node, u64 *val);
 u64 apply(u32 code, u64 a, u32 sa, u64 b, u32 sb, u32 size);
 
+/* The page that holds `va`, -1 if there is none. */
+static inline int find_page(struct machine *m, u64 va)
+{
+	const u32 i = m->tlb[tlb_slot(va)];
+
+	return i < m->im->npages && m->pages[i].base == (va & ~(u64)(PAGE - 1)) ? (int)i : search_page(m, va);
+}
+
+/* The first region that holds `va`, or NULL. */
+static inline struct region *region_of(struct machine *m, u64 va)
+{
+	struct region *reg = m->region_tlb[tlb_slot(va)];
+
+	return reg && va >= reg->bottom && va < reg->top ? reg : search_region(m, va);
+}
+
+static inline struct code_page *code_page(const struct machine *m, u64 va)
+{
+	const u64 number = va / PAGE;
+	u32 i = (u32)(number * 0x9e3779b97f4a7c15ull >> 40) & m->code_mask;
+
+	while (m->code_pages[i].index && m->code_pages[i].number != number)
+		i = (i + 1) & m->code_mask;
+	return &m->code_pages[i];
+}
+
+/* The instruction at `va`, or NULL. */
+static inline const struct insn *insn_at(const struct machine *m, u64 va)
+{
+	const struct code_page *page = code_page(m, va);
+	const u32 i = page->index ? page->index[va & (PAGE - 1)] : 0;
+
+	return i ? &m->im->insns[i - 1] : NULL;
+}
+
 /* exec.c */
-const struct insn *insn_at(struct machine *m, u64 va);
 
 /* One more event `vector` at `in`, in the table `counts` of the machine. */
 static inline void count_event(const struct machine *m, u64 *counts, const struct insn *in, u32 vector)

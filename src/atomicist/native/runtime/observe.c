@@ -77,17 +77,19 @@ static bool no_room(struct machine *m)
 {
 	struct region *main = main_stack(m), *reg;
 	u32 j = m->ninst - 1, levels;
+	const u64 *x;
 
 	if (!main)
 		return false;
 	for (; j > 0; j--) {
-		reg = region_of(m, m->inst[j].x[REG_RSP]);
-		if (user(m->inst[j].x) || !reg || reg->kind != IST_STACK)
+		reg = region_of(m, context(&m->inst[j])[REG_RSP]);
+		if (user(context(&m->inst[j])) || !reg || reg->kind != IST_STACK)
 			break;
 	}
 	levels = m->ninst - j;
 	m->refused_levels |= 1u << levels;
-	return no_room_for(m, user(m->inst[j].x) || m->no_stack ? 0 : m->inst[j].x[REG_RSP], levels);
+	x = context(&m->inst[j]);
+	return no_room_for(m, user(x) || m->no_stack ? 0 : x[REG_RSP], levels);
 }
 
 /* Its handler is told where the ongoing entry's registers are. */
@@ -109,7 +111,7 @@ int fault(struct machine *m, u32 number, u64 why, u64 address)
 	if (in && in->place & DELIBERATE && number == VECTOR_SS) {
 		/* an event that hit an entry already on its way to #DF may only follow it */
 		for (u32 i = 0; i < m->ninst; i++) {
-			const struct insn *hit = insn_at(m, m->inst[i].x[REG_RIP]);
+			const struct insn *hit = insn_at(m, context(&m->inst[i])[REG_RIP]);
 
 			if (hit && hit->place & DELIBERATE && m->inst[i].in_entry)
 				return double_fault(m);
@@ -168,11 +170,11 @@ int push_event(struct machine *m, u32 vector)
 	}
 	count_event(m, m->delivered, at, vector);
 	in->vector = vector;
-	in->handled = in->abandoned = 0;
+	in->handled = in->abandoned = in->gone = 0;
 	in->in_entry = at && at->place & IN_ENTRY && !user(m->r);
 	in->live_region = ~0u;
 	in->error = vector_error[vector] ? ERROR_TOKEN : ~0ull;
-	memcpy(in->x, m->r, sizeof(m->r));
+	copy_file(in->x, m->r);
 	if (vector_fault_class[vector])
 		in->x[REG_RF] = 1;
 	reg = region_of(m, m->r[REG_RSP]);
@@ -217,6 +219,7 @@ static void same_origin(struct machine *m, u32 node, u32 slot, u64 val)
 
 static int check_frame(struct machine *m, struct instance *in, u64 regs, bool first)
 {
+	const u64 *x = context(in);
 	u64 rip, cs, flags, val;
 	bool other, exact = true, readable;
 	u32 bad = NSLOTS;
@@ -228,7 +231,7 @@ static int check_frame(struct machine *m, struct instance *in, u64 regs, bool fi
 	    !read_word(m, regs + PT_RFLAGS, &flags))
 		return report(m, P_HANDLER_CONTEXT, regs, REG_RDI, 0, regs);
 	for (u32 i = 0; i < NPT; i++) {
-		u64 expected = pt_slot[i] == REG_FLAGS_IMAGE ? pack_flags(in->x) : in->x[pt_slot[i]];
+		u64 expected = pt_slot[i] == REG_FLAGS_IMAGE ? pack_flags(x) : x[pt_slot[i]];
 
 		if (!read_word(m, regs + pt_offset[i], &val))
 			return report(m, P_HANDLER_CONTEXT, regs, REG_RDI, 0, regs);
@@ -250,7 +253,7 @@ static int check_frame(struct machine *m, struct instance *in, u64 regs, bool fi
 				if (!is_origin_bit(m, node, flag_bit[k], slot))
 					require(m, node, val);
 				else if (!set_by_rule(in, slot) && is_constant_bit(m, node, flag_bit[k], slot))
-					require_origin(m, slot, in->x[slot]);
+					require_origin(m, slot, x[slot]);
 			}
 		}
 	}
@@ -296,7 +299,7 @@ static int check_environment(struct machine *m, const struct instance *in)
 	struct region *reg = region_of(m, m->r[REG_RSP]);
 	const u64 expected[] = { m->im->kernel_gsbase, m->im->kernel_cr3, 0, 0 };
 	const u32 slots[] = { REG_GSBASE, REG_CR3, REG_AC, REG_DF };
-	const u64 unaligned = m->im->call_alignment - 1;
+	const u64 unaligned = m->im->call_alignment - 1, *x = context(in);
 	u64 pcid;
 
 	for (u32 i = 0; i < 4; i++) {
@@ -323,13 +326,13 @@ static int check_environment(struct machine *m, const struct instance *in)
 	}
 	/* on the main stack it could not */
 	if (m->shadow && in == m->inst)
-		require_origin(m, REG_CS, in->x[REG_CS]);
-	if (user(in->x) && reg && reg->kind == MAIN_STACK)
+		require_origin(m, REG_CS, x[REG_CS]);
+	if (user(x) && reg && reg->kind == MAIN_STACK)
 		return report(m, P_ENVIRONMENT, m->pc, REG_RSP, 0, m->r[REG_RSP]);
 	/* where a handler may change tasks: the kernel saves as the user's GSBASE what it finds there */
-	if (user(in->x) && reg && reg->kind == TASK_STACK) {
-		if (m->r[REG_KERNEL_GSBASE] != in->x[REG_GSBASE])
-			return report(m, P_ENVIRONMENT, m->pc, REG_KERNEL_GSBASE, in->x[REG_GSBASE],
+	if (user(x) && reg && reg->kind == TASK_STACK) {
+		if (m->r[REG_KERNEL_GSBASE] != x[REG_GSBASE])
+			return report(m, P_ENVIRONMENT, m->pc, REG_KERNEL_GSBASE, x[REG_GSBASE],
 				      m->r[REG_KERNEL_GSBASE]);
 		if (m->shadow && in == m->inst)
 			same_origin(m, leaf(m, REG_KERNEL_GSBASE), REG_GSBASE, m->r[REG_KERNEL_GSBASE]);
@@ -366,12 +369,25 @@ static int check_environment(struct machine *m, const struct instance *in)
 	return GOES_ON;
 }
 
+/* Whether check_committed() has nothing to say; without shadow. */
+static bool looks_committed(const u64 *r)
+{
+	u64 differ = (r[REG_RAX] ^ r[REG_RSP]) | r[REG_IF] | r[REG_TF] | r[REG_NT] | r[REG_AC] | r[REG_DF];
+
+#pragma GCC unroll 16
+	for (u32 slot = 0; slot < NGPRS; slot++)
+		differ |= slot == REG_RAX || slot == REG_RSP ? 0 : r[slot];
+	return !differ;
+}
+
 /* What an image claims with a commit label: every entry looks the same there. */
 int check_committed(struct machine *m)
 {
 	static const u32 clear[] = { REG_IF, REG_TF, REG_NT, REG_AC, REG_DF };
 
 	m->pc = m->r[REG_RIP];
+	if (!m->shadow && looks_committed(m->r))
+		return GOES_ON;
 	for (u32 i = 0; i < NGPRS + sizeof(clear) / sizeof(clear[0]); i++) {
 		u32 slot = i < NGPRS ? i : clear[i - NGPRS];
 		u64 expected = slot == REG_RAX ? m->r[REG_RSP] : 0;
@@ -489,12 +505,14 @@ int at_return(struct machine *m)
 {
 	const struct insn *to = insn_at(m, m->r[REG_RIP]);
 	struct instance *in;
+	const u64 *x = NULL;
 	u32 j;
 
-	for (j = m->ninst; j-- > 0;)
-		if (m->inst[j].x[REG_RIP] == m->r[REG_RIP] && m->inst[j].x[REG_RSP] == m->r[REG_RSP] &&
-		    m->inst[j].x[REG_CS] == m->r[REG_CS])
+	for (j = m->ninst; j-- > 0;) {
+		x = context(&m->inst[j]);
+		if (x[REG_RIP] == m->r[REG_RIP] && x[REG_RSP] == m->r[REG_RSP] && x[REG_CS] == m->r[REG_CS])
 			break;
+	}
 	if (j == ~0u) {
 		if (!user(m->r) && to && to->place & IN_ENTRY) {
 			/* back into the entry: its own business, on constants it made */
@@ -511,13 +529,13 @@ int at_return(struct machine *m)
 	for (u32 slot = 0; slot < NSLOTS; slot++) {
 		if (!compared(slot))
 			continue;
-		if (m->r[slot] != in->x[slot])
-			return report(m, P_RESUMED_CONTEXT, m->pc, slot, in->x[slot], m->r[slot]);
+		if (m->r[slot] != x[slot])
+			return report(m, P_RESUMED_CONTEXT, m->pc, slot, x[slot], m->r[slot]);
 		if (j == 0 && m->shadow && !set_by_rule(in, slot))
 			same_origin(m, leaf(m, slot), slot, m->r[slot]);
 	}
 	/* an IRET unblocks NMIs; a way out without one leaves them blocked for good */
-	if (j == 0 && m->r[REG_NMI_BLOCKED] && !in->x[REG_NMI_BLOCKED])
+	if (j == 0 && m->r[REG_NMI_BLOCKED] && !x[REG_NMI_BLOCKED])
 		return report(m, P_RESUMED_CONTEXT, m->pc, REG_NMI_BLOCKED, 0, m->r[REG_NMI_BLOCKED]);
 	for (u32 i = m->ninst; i-- > j;) {
 		if (!m->inst[i].handled)

@@ -5,6 +5,7 @@
 
 #include "model.h"
 
+#define FEW_HASHES 1024u
 #define MAX_MEMO 8192
 #define MAX_COMMITTED 1024
 #define MAX_STACK_WORDS 4096
@@ -67,14 +68,6 @@ struct emitted {
 	struct event events[MAX_CHAIN];
 };
 
-/* The context of an instance that a commit made void (enumeration). */
-struct gone {
-	u32 index;
-	u64 x[NSLOTS];
-};
-
-#define MAX_GONE MAX_CHAIN
-
 /* A register that a user chooses: see free.c. */
 #define MAX_CELLS 256
 #define NFREE 3
@@ -123,9 +116,8 @@ struct search {
 	u64 limit;		/* schedules after which to stop, unfinished; 0: none */
 	u32 alone;		/* a given schedule: nothing is merged */
 	u32 kept;		/* instances that belong to an event being tried */
-	u32 ngone, ntries;
-	u16 *cleans;		/* machine.clean, by event being tried */
-	struct gone gone[MAX_GONE];
+	u32 ntries;
+	struct known *known;	/* machine.known, by event being tried */
 };
 
 /* How certificates use what they remember; all but USUAL are for tests. */
@@ -140,6 +132,14 @@ struct totals {
 	u64 guest_insns, interleavings, executed, boundaries, hits, misses;
 	u64 worst_commit, lowest_main, findings, emitted, overflow, broken_slot, broken_where, ends;
 };
+
+/* Entries of a copy of machine.known: whole rows. */
+static inline size_t known_size(const struct image *im)
+{
+	const size_t n = sizeof(row) / sizeof(struct known);
+
+	return (im->npages + n - 1) / n * n;
+}
 
 bool free_cells(struct search *s, struct scope *root, u32 slot, struct free_register *f);
 int certify(struct search *s, const u64 *regs, u32 vector, u32 expect_df, u32 no_stack);
