@@ -468,8 +468,7 @@ static int try_event(struct search *s, u32 chain, u32 vector, u64 *count)
 			constrain(m, sc->con[i].kind, to_parent(m, sc->con[i].node), sc->con[i].val,
 				  sc->con[i].low, sc->con[i].high);
 		}
-		if (s->mode != BRUTE)
-			remember(s, sc, chain, vector, mine);
+		remember(s, sc, chain, vector, mine);
 	}
 	free(sc);
 	return st;
@@ -591,8 +590,8 @@ static int explore(struct search *s, u32 chain, u64 *count)
 			st = try_event(s, chain, v, count);
 			if (st != GOES_ON)
 				return st;
-			/* what is no longer remembered would be explored again and again */
-			if (m->overflow)
+			/* what is no longer remembered would be explored again and again, which BRUTE does anyway */
+			if (m->overflow && s->mode != BRUTE)
 				return FOUND;
 		}
 		st = step(m);
