@@ -68,7 +68,10 @@ class Text:
         return True
 
     def where(self, va: int) -> str:
-        return f"{va:#x}"
+        return "__x86_indirect_thunk_rax+0x10" if va == RETPOLINED else f"{va:#x}"
+
+
+RETPOLINED = 0x1600
 
 
 def problems(*chain: tuple[int, str]) -> list[str]:
@@ -90,3 +93,11 @@ def test_chains_are_behind_calls_and_end_in_an_entry() -> None:
     assert problems(*GOOD[:5]) == ["the chain ends at ksys_read"]
     assert problems(GOOD[0], *GOOD[2:3]) == ["exc_nmi is not in the chain"]
     assert problems(*GOOD[:4], (0x1056, "odd"), (0x1300, "x"))[0] == "0x1056 is behind no CALL"
+
+
+def test_what_a_retpoline_hides_is_not_judged_but_what_is_before_it_is() -> None:
+    """There the target of the branch lies where the caller's return address was."""
+    hidden = (RETPOLINED, "__x86_indirect_thunk_rax"), (0x1700, "s_next")
+    assert problems(*GOOD[:3], *hidden) == []
+    assert problems(GOOD[0], *GOOD[2:3], *hidden) == ["exc_nmi is not in the chain"]
+    assert problems(*GOOD[:3], (0x1055, "vfs_read"), hidden[1])[0] == "0x1700 is behind no CALL"

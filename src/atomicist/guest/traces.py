@@ -230,6 +230,9 @@ def _offset_for_a_probe(kernel: Kernel, name: str) -> int:
 
 
 ENTRY_NAMES: Final = ("asm_exc_nmi", "atomic_ist_committed_nmi", "end_repeat_nmi")
+RETPOLINE: Final = "__x86_indirect_thunk"
+"""Before its RET a retpoline has the branch's target where the caller's return address belongs, and the
+unwinder takes it for one, whatever entry was interrupted there: nothing behind it can be judged."""
 
 
 def _json(text: str) -> list[list[str]]:
@@ -246,14 +249,15 @@ def _chain_problems(kernel: Kernel, addresses: Sequence[int], names: Sequence[st
     """What is wrong with a chain: all of it is behind a CALL, or interrupted; the last is in an entry."""
     found = []
     low, high = kernel.range("__entry_text_start", "__entry_text_end")
-    for index, address in enumerate(addresses):
+    thunk = len(addresses) > entry + 1 and kernel.where(addresses[entry + 1]).startswith(RETPOLINE)
+    for index, address in enumerate(addresses[: entry + 2] if thunk else addresses):
         # Behind the entry of an event comes what it interrupted.
         interrupted = index == 0 or index == entry + 1 or names[index - 1].startswith("asm_")
         if not interrupted and not _behind_a_call(kernel, address):
             found.append(f"{kernel.where(address)} is behind no CALL")
     if "exc_nmi" not in names[:entry]:
         found.append("exc_nmi is not in the chain")
-    if len(names) > entry + 1 and not low <= addresses[-1] < high:
+    if len(names) > entry + 1 and not thunk and not low <= addresses[-1] < high:
         found.append(f"the chain ends at {names[-1]}")
     return found
 
@@ -288,6 +292,8 @@ def sysrq(linux: Linux) -> Told:
         names = [m["name"] for line in block if (m := _TRACED.match(line)) and not m["guess"]]
         if not names and rip["place"].startswith(OUTERMOST.removesuffix("_after_hwframe")):
             continue  # on the way in, where nothing has been called
+        if rip["place"].startswith(RETPOLINE):
+            continue
         told.samples += 1
         if len(names) > len(told.frames):
             told.frames = names
