@@ -143,9 +143,10 @@ class NativeResult:
     cannot be told."""
     holds: tuple[bool, ...] = ()
     """For each context that was asked for: whether the result is known to hold for it too."""
-    ends: int = 0
+    ends: tuple[int, int] = (0, 0)
     """Of a certificate: a digest of all that is left behind at commits and deliberate double faults,
-    each counted once, whatever led to it; by value, for the context that was certified."""
+    each counted once, whatever led to it, by value, for the context that was certified; and one of
+    the reasons of the double faults."""
 
 
 class Engine:
@@ -275,7 +276,7 @@ class Engine:
             tuple(self._findings(int(t.findings))), emitted, covers, covers_rsp,
             self._covered_values(), t.guest_insns, t.interleavings, t.executed, t.boundaries, t.hits,
             t.misses, t.worst_commit, t.lowest_main, int(t.overflow), broken, self._injected(), cells,
-            ends=int(t.ends),
+            ends=(int(t.ends), int(t.told)),
         )  # fmt: skip
 
     def _injected(self) -> tuple[bytes, bytes]:

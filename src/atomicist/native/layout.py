@@ -93,7 +93,7 @@ class CTotals(c.Structure):
         (name, c.c_uint64)
         for name in (
             "guest_insns", "interleavings", "executed", "boundaries", "hits", "misses", "worst_commit",
-            "lowest_main", "findings", "emitted", "overflow", "broken_slot", "broken_where", "ends",
+            "lowest_main", "findings", "emitted", "overflow", "broken_slot", "broken_where", "ends", "told",
         )
     ]  # fmt: skip
 

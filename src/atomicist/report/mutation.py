@@ -20,10 +20,10 @@ mutated, and how, is said in `src/atomicist/image/mutate.py`; how mutants are de
 
 - *killed*: the checker has a finding. Properties are those that fired first; *not closed*: there is no
   finding, but the checker says that the outcome rests on what it may not, and does not pass.
-- *equivalent*: no interleaving of the closed search executes it; or the IR shows that it does the same; or the
-  search with it (and others) in the image is closed without a finding, and either *compared* with the original
-  it goes the same ways and leaves the same behind on every interleaving (`src/atomicist/search/alike.py`), or
-  `src/atomicist/search/exceptions.toml` names the reason.
+- *equivalent*: no interleaving of the closed search executes it; or the IR shows that it does the same; or
+  the search with it (and others) in the image is closed without a finding, and either, *compared* with the
+  original, it goes the same ways and leaves the same behind on every interleaving
+  (`src/atomicist/search/alike.py`), or `src/atomicist/search/exceptions.toml` names the reason.
 - *not explained*: closed without a finding, and without a reason.
 
 `build/mutants.json` has each mutant with the schedule that kills it, or the reason.

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Final
 
 from atomicist.image.mutate import KINDS, STAGES, Mutant
-from atomicist.search.alike import OTHER_ENDS, SAME_ENDS
+from atomicist.search.alike import ANOTHER_REASON, OTHER_ENDS, SAME_ENDS
 from atomicist.search.mutation import Outcome
 
 _FILE: Final = Path(__file__).with_name("exceptions.toml")
 _TEXTS: Final = frozenset({"name", "reason", "was", "mutant", "compared"})
-_COMPARED: Final = ("", SAME_ENDS, OTHER_ENDS)
+_COMPARED: Final = ("", SAME_ENDS, ANOTHER_REASON, OTHER_ENDS)
 _LISTS: Final = {"kinds": KINDS, "stages": STAGES}
 
 

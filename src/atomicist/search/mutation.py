@@ -108,7 +108,7 @@ class Part:
     ran: bytes = b""
     second: int | None = None
     held: Held | None = None
-    ends: int = 0
+    ends: tuple[int, int] = (0, 0)
     others: tuple[tuple[int, ...], ...] = ()
 
     @property

@@ -25,7 +25,7 @@ from atomicist.image.mutate import Mutant, Mutator
 from atomicist.machine.target import Target
 from atomicist.native.engine import NativeResult
 from atomicist.search import workers
-from atomicist.search.alike import OTHER_ENDS, SAME, SAME_ENDS, compare
+from atomicist.search.alike import ANOTHER_REASON, OTHER_ENDS, SAME, SAME_ENDS, compare
 from atomicist.search.certificate import Raw, certify
 from atomicist.search.grouped import OTHERWISE, Group, ask_all, finds, members
 from atomicist.search.mutation import Outcome, Part, Quick, batches, by_name, chunks, held
@@ -327,7 +327,7 @@ def _after(before: Outcome, after: Outcome) -> Outcome:
         return after
     if after.by == SAME:
         return replace(before, status="equivalent", by="closed and compared", reason=ALIKE)
-    if after.by in (SAME_ENDS, OTHER_ENDS):
+    if after.by in (SAME_ENDS, ANOTHER_REASON, OTHER_ENDS):
         return replace(before, by=f"closed, {after.by}")
     if after.by == OTHERWISE and before.reason:
         return replace(before, by=f"argued; {OTHERWISE}")

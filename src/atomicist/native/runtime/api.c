@@ -262,8 +262,10 @@ EXPORT void atomicist_totals(const struct search *s, struct totals *t)
 		.emitted = s->nout, .overflow = m->overflow, .broken_slot = s->broken_slot,
 		.broken_where = s->broken_where,
 	};
-	for (u32 i = 0; i < s->nends; i++)
-		t->ends += s->ends[i];
+	for (u32 i = 0; i < s->ends.n; i++)
+		t->ends += s->ends.of[i];
+	for (u32 i = 0; i < s->told.n; i++)
+		t->told += s->told.of[i];
 }
 
 EXPORT const struct finding *atomicist_findings(const struct search *s)

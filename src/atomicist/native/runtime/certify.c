@@ -354,26 +354,29 @@ static bool is_arithmetic_flag(u32 slot)
 }
 
 /*
- * What the entry leaves behind, whatever the way to it: the registers and live words at a commit,
- * but for arithmetic flags, of which a commit says nothing; or what a deliberate double fault tells.
- * Two images that leave the same behind on every interleaving differ in nothing that is used.
+ * What the entry leaves behind, whatever the way to it: the registers and live words at a commit, but
+ * for arithmetic flags, of which a commit says nothing; or a deliberate double fault, and apart from
+ * that for which reason. Two images that leave the same behind on every interleaving differ in
+ * nothing that is used.
  */
-static void note_end(struct search *s, u64 end)
+static void note_end(struct search *s, struct ends *ends, u64 end)
 {
-	for (u32 i = 0; i < s->nends; i++)
-		if (s->ends[i] == end)
+	for (u32 i = 0; i < ends->n; i++)
+		if (ends->of[i] == end)
 			return;
-	if (s->nends == MAX_ENDS)
+	if (ends->n == MAX_ENDS)
 		s->m->overflow = __LINE__;
 	else
-		s->ends[s->nends++] = end;
+		ends->of[ends->n++] = end;
 }
 
 static void note_double_fault(struct search *s, u32 chain)
 {
 	const struct machine *m = s->m;
+	const u64 end = mix(mix(1, chain), m->r[REG_RDI]);
 
-	note_end(s, mix(mix(mix(mix(1, chain), m->pc), m->r[REG_RDI]), m->r[REG_RAX]));
+	note_end(s, &s->ends, end);
+	note_end(s, &s->told, mix(mix(end, m->pc), m->r[REG_RAX]));
 }
 
 /* Deliver `vector` here and explore all that can follow before a commit. */
@@ -533,7 +536,7 @@ static int at_commit(struct search *s, u32 chain)
 		end = mix(end, c->val[n]);
 		n++;
 	}
-	note_end(s, end);
+	note_end(s, &s->ends, end);
 	h = mix(h, m->ninst);
 	for (const struct instance *in = m->inst; in < m->inst + m->ninst; in++) {
 		h = mix(mix(mix(h, in->vector | in->handled << 8 | in->abandoned << 9 | in->in_entry << 10),
@@ -928,7 +931,7 @@ int certify(struct search *s, const u64 *regs, u32 vector, u32 expect_df, u32 no
 	memset(m->version, 0, (NSLOTS + m->im->npages * WORDS) * sizeof(*m->version));
 	m->clock = 1;
 	memset(m->mscope, 0, m->im->npages * WORDS * sizeof(*m->mscope));
-	s->nmemo = s->ncommitted = s->nends = 0;
+	s->nmemo = s->ncommitted = s->ends.n = s->told.n = 0;
 	memset(s->memo_head, 0, sizeof(s->memo_head));
 	s->broken_slot = NSLOTS;
 	m->expect_df = expect_df;

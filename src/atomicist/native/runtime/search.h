@@ -24,6 +24,12 @@ struct dep {
 	u16 next;
 };
 
+/* What is left behind, by value, each once: see note_end(). */
+struct ends {
+	u64 of[MAX_ENDS];
+	u32 n;
+};
+
 /* A finished scope: its course's constraints, its result's ingredients. */
 struct memo {
 	u32 chain;		/* events under way, oldest in the high digits */
@@ -88,8 +94,7 @@ struct search {
 	u32 nitems;
 	struct committed *committed;
 	u32 ncommitted;
-	u64 ends[MAX_ENDS];	/* of the entry, by value, each once: see note_end() */
-	u32 nends;
+	struct ends ends, told;
 	struct emitted *out;
 	u32 nout, capout;
 	u64 *seen;
@@ -130,7 +135,7 @@ enum mode {
 /* Totals that Python reads in one go. */
 struct totals {
 	u64 guest_insns, interleavings, executed, boundaries, hits, misses;
-	u64 worst_commit, lowest_main, findings, emitted, overflow, broken_slot, broken_where, ends;
+	u64 worst_commit, lowest_main, findings, emitted, overflow, broken_slot, broken_where, ends, told;
 };
 
 /* Entries of a copy of machine.known: whole rows. */
