@@ -68,3 +68,12 @@ def test_a_write_that_is_not_noted_is_noticed(entry: Target, monkeypatch: pytest
     broken = sources | {"model.h": sources["model.h"].replace(JOURNAL, "m->journal[m->clock] = 0;")}
     monkeypatch.setattr(native, "runtime_sources", lambda: broken)
     assert checked(entry, "user").overflow
+
+
+def test_a_chain_that_is_too_long_ends_the_search_and_finds_nothing(entry: Target) -> None:
+    """Deeper than there are instances: an overflow, not a finding of what was never there."""
+    context = find_context(entry, "kernel-task")
+    with new_engine(entry) as engine:
+        result = engine.enumerate(context.registers, budget=14, offered=0b1111, first=1, limit=3000)
+    assert not result.findings
+    assert result.overflow

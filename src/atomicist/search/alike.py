@@ -9,7 +9,8 @@ Every certificate that closing the original took is given to the mutant too, and
 
 Ways are the same only if the certificate also holds for all that it holds for without the mutant
 (`mutation.Held`): then what is compared for the context that was executed is compared for all
-of them.  Like in `grouped`, many are in one image, and halves are tried where something differs.
+of them.  Like in `grouped`, many are in one image, and halves are tried where something differs: two
+that undo each other would pass together, unless the probes, which look at each alone, have found them.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def _judge(target: Target, strictness: str) -> Judge:
     index = {va: i for i, va in enumerate(sorted(target.insns))}
 
     def judge(some: Sequence[Member], part: Part, result: NativeResult, ran: bytes) -> Outcome | None:
-        if result.findings:
+        if result.findings or result.overflow or result.dependence is not None:
             return wrong(target, some[0].mutant, part, result)
         told = strictness == ANOTHER_REASON or result.ends[1] == part.ends[1]
         ways = strictness != SAME or (not differs(part, result) and _same_ways(ran, part.ran, gone(some)))

@@ -228,15 +228,21 @@ static bool enough(struct search *s)
 
 static void inject(struct search *s, u32 vector, u32 left, u32 masked)
 {
+	struct machine *m = s->m;
 	struct saved v;
 	int st;
 
+	/* restore() takes the registers from the event's own instance */
+	if (m->ninst == MAX_CHAIN || m->nsched == MAX_CHAIN) {
+		m->overflow = __LINE__;
+		return;
+	}
 	save(s, &v);
-	st = push_event(s->m, vector);
+	st = push_event(m, vector);
 	if (st == GOES_ON)
 		walk(s, left - 1, vector == EVENT_DB || vector == EVENT_VC ? masked | 1u << vector : masked);
 	else
-		s->m->executed++;
+		m->executed++;
 	restore(s, &v);
 }
 

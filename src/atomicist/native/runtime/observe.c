@@ -108,7 +108,8 @@ int fault(struct machine *m, u32 number, u64 why, u64 address)
 {
 	const struct insn *in = insn_at(m, m->pc);
 
-	if (in && in->place & DELIBERATE && number == VECTOR_SS) {
+	/* not while an event is delivered there */
+	if (in && in->place & DELIBERATE && number == VECTOR_SS && m->ninst && m->inst[m->ninst - 1].regs) {
 		/* an event that hit an entry already on its way to #DF may only follow it */
 		for (u32 i = 0; i < m->ninst; i++) {
 			const struct insn *hit = insn_at(m, context(&m->inst[i])[REG_RIP]);
@@ -188,6 +189,7 @@ int push_event(struct machine *m, u32 vector)
 	m->steps = 0;
 	if (m->im->claims)
 		m->early = true;
+	in->regs = 0;
 	st = deliver(m, vector, ERROR_TOKEN);
 	in->regs = m->r[REG_RSP] - (vector_error[vector] ? PT_ORIG_RAX : PT_RIP);
 	return st;

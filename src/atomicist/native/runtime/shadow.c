@@ -246,9 +246,9 @@ static struct half half_of(const struct machine *m, u32 node, u32 of)
 		return half_of(m, n->a, (u32)n->vb / 4);
 	if (n->code == CODE_INT_AND && (u32)(n->vb >> 32 * of) == ~0u)
 		return half_of(m, n->a, of);
-	if (n->code == CODE_INT_RIGHT && n->vb == 32 && !of)
+	if (n->code == CODE_INT_RIGHT && n->size == 8 && n->vb == 32 && !of)
 		return half_of(m, n->a, 1);
-	if (n->code == CODE_INT_LEFT && n->vb == 32 && of)
+	if (n->code == CODE_INT_LEFT && n->size == 8 && n->vb == 32 && of)
 		return half_of(m, n->a, 0);
 	return (struct half){ node, of };
 }
