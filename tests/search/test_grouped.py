@@ -15,18 +15,6 @@ from atomicist.search.mutation import Held, Outcome, Part, Quick, batches, by_na
 from atomicist.spec.contexts import contexts
 from atomicist.spec.events import EVENTS
 
-EVERYTHING_RAN = bytes([7])
-
-
-@pytest.fixture(scope="module")
-def quick(entry: Target) -> Quick:
-    return Quick(entry, EVERYTHING_RAN * len(entry.insns))
-
-
-@pytest.fixture(scope="module")
-def mutants(quick: Quick) -> dict[str, Mutant]:
-    return {m.name: m for m in quick.mutator.mutants()}
-
 
 def parts(quick: Quick, entry: Target) -> list[Part]:
     """A certificate from kernel mode for each event, and what it executes."""

@@ -10,8 +10,6 @@ from pathlib import Path
 import capstone
 import pytest
 
-from atomicist.image import bare
-from atomicist.image.bare import BareConfig
 from atomicist.image.mutate import KINDS, Mutant, Mutator
 from atomicist.machine.target import Target
 from atomicist.search import mutation_run
@@ -22,31 +20,13 @@ from atomicist.search.progress import silent
 from atomicist.search.replay import replay
 from atomicist.search.schedule import parse
 
-EVERYTHING_RAN = bytes([7])
-
-
-@pytest.fixture(scope="module")
-def target(tmp_path_factory: pytest.TempPathFactory) -> Target:
-    config = BareConfig()
-    return bare.load(bare.build(bare.kernel_source(), config, tmp_path_factory.mktemp("image")), config)
-
-
-@pytest.fixture(scope="module")
-def quick(target: Target) -> Quick:
-    return Quick(target, EVERYTHING_RAN * len(target.insns))
-
-
-@pytest.fixture(scope="module")
-def mutants(quick: Quick) -> dict[str, Mutant]:
-    return {m.name: m for m in quick.mutator.mutants()}
-
 
 def decode(mutator: Mutator, mutant: Mutant) -> list[capstone.CsInsn]:
     return [d for d in mutator.decoded(mutant) if mutant.va <= d.address]
 
 
-def one(mutator: Mutator, target: Target, mutant: Mutant) -> tuple[capstone.CsInsn, capstone.CsInsn]:
-    insn = target.insns[mutant.va]
+def one(mutator: Mutator, entry: Target, mutant: Mutant) -> tuple[capstone.CsInsn, capstone.CsInsn]:
+    insn = entry.insns[mutant.va]
     decoder = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
     decoder.detail = True
     return next(decoder.disasm(insn.raw, insn.va)), decode(mutator, mutant)[0]
@@ -63,17 +43,17 @@ def test_each_instruction_is_deleted(quick: Quick, mutants: dict[str, Mutant]) -
     assert {i.va for i in quick.mutator.insns} - deleted <= same
 
 
-def test_mutants_decode_to_what_was_meant(target: Target, quick: Quick, mutants: dict[str, Mutant]) -> None:
+def test_mutants_decode_to_what_was_meant(entry: Target, quick: Quick, mutants: dict[str, Mutant]) -> None:
     for mutant in mutants.values():
-        insn = target.insns[mutant.va]
+        insn = entry.insns[mutant.va]
         now = decode(quick.mutator, mutant)
         if mutant.kind == "delete":
             assert [(d.mnemonic, d.size) for d in now] == [("nop", insn.size)], mutant.name
         elif mutant.kind == "swap":
-            names = [i.text.split()[0] for i in (target.insns[insn.next], insn)]
+            names = [i.text.split()[0] for i in (entry.insns[insn.next], insn)]
             assert [d.mnemonic.split()[0] for d in now[:2]] == names, mutant.name
         else:
-            old, new = one(quick.mutator, target, mutant)
+            old, new = one(quick.mutator, entry, mutant)
             assert new.size == old.size, mutant.name
             if mutant.kind == "branch":
                 assert old.mnemonic == new.mnemonic
@@ -85,11 +65,11 @@ def test_mutants_decode_to_what_was_meant(target: Target, quick: Quick, mutants:
                 assert old.op_str != new.op_str, mutant.name
 
 
-def test_off_by_one_is_by_one(target: Target, quick: Quick, mutants: dict[str, Mutant]) -> None:
+def test_off_by_one_is_by_one(entry: Target, quick: Quick, mutants: dict[str, Mutant]) -> None:
     steps = {"displacement": 1, "slot": 8}
     for mutant in mutants.values():
         if mutant.kind in steps:
-            old, new = one(quick.mutator, target, mutant)
+            old, new = one(quick.mutator, entry, mutant)
             assert abs(old.disp - new.disp) == steps[mutant.kind], mutant.name
 
 
@@ -152,8 +132,8 @@ def test_what_depends_is_not_argued_away(quick: Quick, mutants: dict[str, Mutant
     assert not argument(quick, mutants, was)
 
 
-def test_unreached(target: Target, mutants: dict[str, Mutant]) -> None:
-    nothing = Quick(target, bytes(len(target.insns)))
+def test_unreached(entry: Target, mutants: dict[str, Mutant]) -> None:
+    nothing = Quick(entry, bytes(len(entry.insns)))
     (outcome,) = nothing.chunk([mutants["delete@asm_exc_nmi+0x6"]])
     assert (outcome.status, outcome.reason) == ("equivalent", "never executed")
 
