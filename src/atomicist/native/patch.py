@@ -82,13 +82,17 @@ class PatchableEngine(Engine):
                     row = spare.pop()
                 old.append((row, bytes(self._insns[row])))
                 self._write(row, va, insn, places)
-            self._lib.atomicist_reindex(self._search)
+            self._reindex()
             yield
         finally:
             for row, data in reversed(old):
                 c.memmove(c.addressof(self._insns[row]), data, len(data))
             self._used = used
-            self._lib.atomicist_reindex(self._search)
+            self._reindex()
+
+    def _reindex(self) -> None:
+        if not self._lib.atomicist_reindex(self._search):
+            raise MemoryError("no memory for the index of instructions")
 
     def _write(self, row: int, va: int, insn: Insn | None, places: Mapping[int, int]) -> None:
         if insn is None:

@@ -205,6 +205,8 @@ class Observer:
         for instance in self.instances[1:]:
             if any(r.holds(instance.context["RSP"]) for r in free):
                 instance.abandoned = True
+                # it is nowhere any more, so nothing can return to it
+                instance.context = dict.fromkeys(instance.context, 0)
         return free
 
     def at_label(self) -> None:

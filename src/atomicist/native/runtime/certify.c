@@ -728,7 +728,8 @@ static int follow(struct search *s, struct committed *c)
 		int p = find_page(m, c->va[i]);
 		u32 w = (u32)p * WORDS + (u32)(c->va[i] & (PAGE - 1)) / 8;
 
-		log_word(m, w + NSLOTS);
+		if (!log_word(m, w + NSLOTS))
+			return FOUND;
 		m->mem[w] = c->val[i];
 		m->mnode[w] = c->node[i];
 		m->mscope[w] = m->scope->id;

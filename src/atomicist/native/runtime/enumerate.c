@@ -193,6 +193,9 @@ static bool followed(struct search *s, struct region *reg, u32 left)
 	h = digest(h ^ m->r[REG_RSP], m->r + NGPRS, NSLOTS - NGPRS);
 	for (i = 0; i < m->ninst; i++)
 		h = fold(h ^ (m->inst[i].vector << 8 | m->inst[i].handled), 0xa0761d6478bd642full);
+	for (i = 0; i < NVEC; i++)
+		h = fold(h ^ m->owed[i], 0xe7037ed1a0b428dbull);
+	h = fold(h ^ m->spare, 0xe7037ed1a0b428dbull);
 	for (u64 va = m->r[REG_RSP]; va < top; va = next) {
 		int page = find_page(m, va);
 		u64 off = va & (PAGE - 1);

@@ -216,7 +216,8 @@ static int store_part(struct machine *m, u64 va, u64 val, u32 size, u32 access, 
 			m->stray[m->nstray++] = va & ~7ull;
 	}
 	if (size == 8) {
-		log_word(m, loc);
+		if (!log_word(m, loc))
+			return FOUND;
 		*p = val;
 		if (m->shadow) {
 			m->mnode[loc - NSLOTS] = node;
@@ -228,7 +229,8 @@ static int store_part(struct machine *m, u64 va, u64 val, u32 size, u32 access, 
 		require(m, leaf(m, loc), *p);
 		require(m, node, val);
 	}
-	log_word(m, loc);
+	if (!log_word(m, loc))
+		return FOUND;
 	*p &= ~(MASK(size) << (8 * sub));
 	*p |= (val & MASK(size)) << (8 * sub);
 	if (m->shadow) {

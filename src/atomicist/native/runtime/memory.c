@@ -44,7 +44,7 @@ void set_live(struct machine *m, struct region *reg, u64 live)
 	}
 }
 
-void log_word(struct machine *m, u32 loc)
+bool log_word(struct machine *m, u32 loc)
 {
 	struct undo *u;
 
@@ -53,16 +53,16 @@ void log_word(struct machine *m, u32 loc)
 
 		if (m->nsaved + 2 > m->capsaved) {
 			m->overflow = __LINE__;
-			return;
+			return false;
 		}
 		m->saved[m->nsaved++] = m->mem[loc - NSLOTS];
 		m->saved[m->nsaved++] = saved_head(loc, 1);
 		*clean = *clean < at ? *clean : at;
-		return;
+		return true;
 	}
 	if (m->nlog == m->caplog) {
 		m->overflow = __LINE__;
-		return;
+		return false;
 	}
 	u = &m->log[m->nlog++];
 	u->loc = loc;
@@ -71,6 +71,7 @@ void log_word(struct machine *m, u32 loc)
 	u->scope = m->mscope[loc - NSLOTS];
 	u->version = m->version[loc];
 	touch(m, loc);
+	return true;
 }
 
 void rollback(struct machine *m, u32 mark)
@@ -122,7 +123,8 @@ static void poison_words(struct machine *m, u64 va, u32 w, u32 n)
 	for (u32 i = 0; i < n; i++, w++, va += 8) {
 		if (m->mem[w] == poison_of(va) && !(m->shadow && (m->mnode[w] || m->mscope[w] != m->scope->id)))
 			continue;
-		log_word(m, w + NSLOTS);
+		if (!log_word(m, w + NSLOTS))
+			return;
 		m->mem[w] = poison_of(va);
 		if (m->shadow) {
 			m->mnode[w] = 0;

@@ -429,7 +429,7 @@ void materialize(struct machine *m, u32 page, u32 offset);
 void poison(struct machine *m, u64 from, u64 to);
 void set_live(struct machine *m, struct region *reg, u64 live);
 void rollback(struct machine *m, u32 mark);
-void log_word(struct machine *m, u32 loc);
+bool log_word(struct machine *m, u32 loc);
 bool read_word(struct machine *m, u64 va, u64 *val);
 
 /* shadow.c */

@@ -162,7 +162,8 @@ u32 place_node(struct machine *m, u32 loc)
 		u32 version = m->version[loc];
 
 		/* that the place is looked at does not change it */
-		log_word(m, loc);
+		if (!log_word(m, loc))
+			return n;
 		m->version[loc] = version;
 	}
 	*node = n;
