@@ -181,7 +181,8 @@ def _stacks(kernel: Kernel, btf: Btf) -> tuple[tuple[Stack, ...], Stack, Stack]:
     # The per-CPU area's first contents are linked at address 0.
     top = kernel.word(kernel.symbol("cpu_current_top_of_stack"))
     thread = Stack("thread", kernel.symbol("init_stack"), top, 0, kernel.symbol("init_stack"))
-    if not 0 < thread.top - thread.bottom <= 1 << 16:
+    # with room above it: code that goes from page to page of a stack must not wrap
+    if not 0 < thread.top - thread.bottom <= 1 << 16 or thread.top >= (1 << 64) - PAGE:
         raise ImageError(f"cpu_current_top_of_stack does not start at init_stack: {NOT_61}")
     return tuple(stacks), entry, thread
 
