@@ -2,14 +2,18 @@
 """Many mutants in one image: who is found is found alone; who is not found does the same, or is said
 not to; a certificate serves for another one only if it holds for as much."""
 
+import itertools
 import re
+from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 
 from atomicist.image.mutate import Change, Mutant
 from atomicist.machine.target import Target
-from atomicist.search.alike import OTHER_ENDS, SAME, SAME_ENDS, compare
+from atomicist.native.engine import NativeResult
+from atomicist.search.alike import GRADES, OTHER_ENDS, SAME, SAME_ENDS, alone, compare
 from atomicist.search.grouped import Group, Member, ask_all, finds
 from atomicist.search.mutation import Held, Outcome, Part, Quick, batches, by_name, held, look
 from atomicist.spec.contexts import contexts
@@ -90,11 +94,51 @@ def test_what_leaves_the_same_behind_is_told_from_what_does_not(
     for (kind, place, was), by in ALIKE.items():
         named = (m for m in mutants.values() if m.kind == kind and f"@{place}+" in m.name)
         known[next(m.name for m in named if re.fullmatch(was, m.was))] = by
-    together = {o.name: o.by for o in compare(quick, entry, [mutants[n] for n in known], compared)}
-    assert together == known
     for name, by in known.items():
-        (alone,) = compare(quick, entry, [mutants[name]], compared)
-        assert alone.by == by, name
+        assert alone(quick, entry, mutants[name], compared).by == by
+    for grade, worse in itertools.pairwise(GRADES):
+        reached = {n: grade if GRADES.index(by) <= GRADES.index(grade) else worse for n, by in known.items()}
+        outcomes = compare(quick, entry, [mutants[n] for n in known], compared, grade)
+        assert {o.name: o.by for o in outcomes} == reached
+
+
+def test_two_that_undo_each_other_are_told_from_the_original_alone(
+    quick: Quick, entry: Target, mutants: dict[str, Mutant], compared: tuple[Part, ...]
+) -> None:
+    """`compare` sees only what both do together, so `alone` has to come first."""
+    mutant = mutants["delete@asm_exc_nmi+0x6"]
+    with pytest.MonkeyPatch.context() as patch:
+        # as if another mutant had undone it
+        patch.setattr(quick, "patched", lambda changes: nullcontext())
+        assert [o.by for o in compare(quick, entry, [mutant], compared, SAME)] == [SAME]
+    assert alone(quick, entry, mutant, compared).status == "killed"
+
+
+def test_suspicion_only_makes_the_search_shorter(
+    quick: Quick, entry: Target, mutants: dict[str, Mutant], compared: tuple[Part, ...]
+) -> None:
+    """Halves find the same, in more certificates."""
+    some = batches(quick.mutator, [m for m in mutants.values() if m.kind == "delete"][:40], 40)[0]
+    looks: list[int] = []
+    look_at = quick.look
+
+    def counted(changes: Iterable[Change], part: Part) -> tuple[NativeResult, bytes]:
+        looks[-1] += 1
+        return look_at(changes, part)
+
+    found = []
+    for divided in (
+        Group._divided,
+        lambda self, some, part: (some[: len(some) // 2], some[len(some) // 2 :]),
+    ):
+        looks.append(0)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(quick, "look", counted)
+            patch.setattr(Group, "_divided", divided)
+            found.append({o.name: o.status for o in ask_all(quick, some, compared, finds(entry))})
+    assert found[0] == found[1]
+    assert "killed" in found[0].values()
+    assert looks[0] < looks[1]
 
 
 def test_a_certificate_serves_if_it_holds_for_as_much_and_meets_no_more(compared: tuple[Part, ...]) -> None:

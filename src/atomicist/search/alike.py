@@ -9,60 +9,116 @@ Every certificate that closing the original took is given to the mutant too, and
 
 Ways are the same only if the certificate also holds for all that it holds for without the mutant
 (`mutation.Held`): then what is compared for the context that was executed is compared for all
-of them.  Like in `grouped`, many are in one image, and halves are tried where something differs: two
-that undo each other would pass together, unless the probes, which look at each alone, have found them.
+of them, and a mutant that is the same in all certificates is closed by them.
+
+A mutant is first looked at `alone`, in a few certificates that execute it in different ways; and then, as
+in `grouped`, in one image with others of which the same is known, in all certificates.  Two that
+undo each other there would pass together, unless they were told from the original alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from atomicist.image.mutate import Mutant
 from atomicist.machine.target import Target
 from atomicist.native.engine import NativeResult
-from atomicist.search.grouped import Judge, Member, ask_all, differs, wrong
-from atomicist.search.mutation import Outcome, Part, Quick
+from atomicist.search.grouped import Member, ask_all, members, wrong
+from atomicist.search.mutation import Outcome, Part, Quick, executes, held
 
 SAME: Final = "same ways and ends"
 SAME_ENDS: Final = "same ends"
 ANOTHER_REASON: Final = "another reason"
 OTHER_ENDS: Final = "other ends"
-_GRADES: Final = (SAME, SAME_ENDS, ANOTHER_REASON, OTHER_ENDS)
+GRADES: Final = (SAME, SAME_ENDS, ANOTHER_REASON, OTHER_ENDS)
+"""How alike, the most alike first: other ways are gone; of the ends, only the reason that a double
+fault tells differs; or anything."""
+
+MOST_ALONE: Final = 3
+"""Certificates that a mutant is looked at alone in."""
+_BEFORE, _BEHIND = 3, 6
+"""Neighbours, by address, whose ways tell certificates apart."""
 
 
-def compare(quick: Quick, target: Target, some: Sequence[Mutant], parts: Sequence[Part]) -> list[Outcome]:
-    """For each of ``some``, which can be in one image: an outcome ``by`` `SAME`; `SAME_ENDS`, where
-    other ways are gone; `ANOTHER_REASON`, where of the ends only the reason that a double fault
-    tells differs; or `OTHER_ENDS`.  Or it is found after all, where another mutant had hidden it."""
-    done: dict[str, Outcome] = {}
-    left = list(some)
-    for strictness in _GRADES[:-1]:
-        outcomes = ask_all(quick, left, parts, _judge(target, strictness), strictness) if left else []
-        done |= {o.name: o for o in outcomes}
-        left = [m for m in left if done[m.name].by == OTHER_ENDS]
-    return [done[m.name] for m in some]
+def alone(quick: Quick, target: Target, mutant: Mutant, parts: Sequence[Part]) -> Outcome:
+    """``mutant`` in the first of ``parts`` that execute it and go different ways near it: found, or
+    passed ``by`` its grade there."""
+    (member,) = members(quick, [mutant])
+    grade = SAME
+    for part in _different(parts, member.touched):
+        result, ran = quick.look([member.change], part)
+        for better in GRADES[GRADES.index(grade) :]:
+            outcome = _judged(target, quick.index, better, [member], part, result, ran)
+            if outcome is None:
+                break
+            if outcome.status == "killed":
+                return outcome
+            grade = GRADES[GRADES.index(better) + 1]
+    return Outcome(mutant.name, "passed", grade)
 
 
-def _judge(target: Target, strictness: str) -> Judge:
-    index = {va: i for i, va in enumerate(sorted(target.insns))}
+def _different(parts: Sequence[Part], touched: Sequence[int]) -> list[Part]:
+    seen: dict[bytes, Part] = {}
+    if not touched:
+        return []
+    near = slice(max(min(touched) - _BEFORE, 0), max(touched) + _BEHIND)
+    for part in parts:
+        if executes(part, touched):
+            seen.setdefault(part.ran[near], part)
+        if len(seen) == MOST_ALONE:
+            break
+    return list(seen.values())
+
+
+def compare(
+    quick: Quick, target: Target, some: Sequence[Mutant], parts: Sequence[Part], grade: str
+) -> list[Outcome]:
+    """For each of ``some``, which can be in one image: an outcome ``by`` ``grade``, if it is that
+    much alike in all of ``parts``, or the next worse grade, which it may not reach either.  Or it is
+    found after all."""
+    worse = GRADES[GRADES.index(grade) + 1]
 
     def judge(some: Sequence[Member], part: Part, result: NativeResult, ran: bytes) -> Outcome | None:
-        if result.findings or result.overflow or result.dependence is not None:
-            return wrong(target, some[0].mutant, part, result)
-        told = strictness == ANOTHER_REASON or result.ends[1] == part.ends[1]
-        ways = strictness != SAME or (not differs(part, result) and _same_ways(ran, part.ran, gone(some)))
-        if result.ends[0] == part.ends[0] and told and ways:
-            return None
-        return Outcome(some[0].mutant.name, "passed", OTHER_ENDS)
+        outcome = _judged(target, quick.index, grade, some, part, result, ran)
+        return Outcome(outcome.name, "passed", worse) if outcome and outcome.status != "killed" else outcome
 
-    def gone(some: Sequence[Member]) -> set[int]:
-        changes = (item for m in some for item in m.change.insns.items())
-        return {index[va] for va, insn in changes if va in index and insn is None}
+    return ask_all(quick, some, parts, judge, grade)
 
-    return judge
+
+def _judged(
+    target: Target,
+    index: Mapping[int, int],
+    grade: str,
+    some: Sequence[Member],
+    part: Part,
+    result: NativeResult,
+    ran: bytes,
+) -> Outcome | None:
+    """What shows that ``some`` in one image are not of ``grade``; None, if nothing does."""
+    if result.findings or result.overflow or result.dependence is not None:
+        return wrong(target, some[0].mutant, part, result)
+    told = grade == ANOTHER_REASON or result.ends[1] == part.ends[1]
+    ways = grade != SAME or (_serves(part, result) and _same_ways(ran, part.ran, _gone(some, index)))
+    if grade == OTHER_ENDS or (result.ends[0] == part.ends[0] and told and ways):
+        return None
+    return Outcome(some[0].mutant.name, "passed", OTHER_ENDS)
+
+
+def _gone(some: Sequence[Member], index: Mapping[int, int]) -> set[int]:
+    """Instructions that are not there any more, or elsewhere."""
+    changes = (item for m in some for item in m.change.insns.items())
+    return {index[va] for va, insn in changes if va in index and insn is None}
+
+
+def _serves(part: Part, result: NativeResult) -> bool:
+    """Whether the certificate ``result`` of ``part`` can take the place of the unchanged image's."""
+    return part.held is not None and held(result).serves_for(part.held)
 
 
 def _same_ways(ran: bytes, before: bytes, gone: set[int]) -> bool:
-    """Whether the same was executed, but for the instructions that are ``gone``: not there, or elsewhere."""
+    """Whether the same was executed, but for the instructions that are ``gone``."""
     return all(a == b or i in gone for i, (a, b) in enumerate(zip(ran, before, strict=True)))
+
+
+__all__ = ["ANOTHER_REASON", "GRADES", "OTHER_ENDS", "SAME", "SAME_ENDS", "alone", "compare"]

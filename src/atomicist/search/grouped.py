@@ -2,8 +2,9 @@
 """Many mutants in one image, and who of them it is that the checker finds.
 
 An image with ``n`` mutants is certified once for all of them.  Only where there is a
-finding are halves of them tried, and halves of these, so that one that is found costs about
-two certificates where many are, and as many as there are halves where it is alone.  A mutant
+finding are parts of them tried, and parts of these: those on which there is suspicion and the
+rest, or halves.  Suspicion is on the one with which the finding's schedule alone, a single run,
+shows the same; and on those near which something else was executed.  A mutant
 counts as found when it is found alone.  What is found together and by neither half alone is
 two mutants that meet: they are put into different images.
 
@@ -16,13 +17,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
 
 from atomicist.image.mutate import Change, Mutant
 from atomicist.machine.target import Target
-from atomicist.native.engine import NativeResult
+from atomicist.native.engine import NativeFinding, NativeResult
 from atomicist.native.patch import PatchError
-from atomicist.search.mutation import Outcome, Part, Quick, executes, held, killed, look
+from atomicist.search.mutation import Outcome, Part, Quick, executes, killed
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,22 +44,15 @@ def wrong(target: Target, mutant: Mutant, part: Part, result: NativeResult, by: 
     """What ``result`` says against ``mutant``: a finding, or that it says nothing for certain."""
     if result.findings:
         return killed(target, mutant, part, result.findings[0], by)
-    if differs(part, result):
-        return Outcome(mutant.name, "passed", OTHERWISE)
     if result.overflow or result.dependence is not None:
         why = "a table overflowed" if result.overflow else "the outcome depends on what it may not"
         return Outcome(mutant.name, "killed", by or part.step, "not closed", part.context.name, why)
     return None
 
 
-OTHERWISE: Final = "certificate, otherwise"
-"""How a mutant was decided with which a certificate holds for less, or meets something new."""
-
-
-def differs(part: Part, result: NativeResult) -> bool:
-    """Whether the certificate ``result`` of ``part`` does not serve for that of the unchanged image."""
-    fine = not result.findings and not result.overflow and result.dependence is None
-    return fine and part.held is not None and not held(result).serves_for(part.held)
+def near(touched: Sequence[int]) -> slice:
+    """The instructions ``touched``, by number, what is between, and one on either side."""
+    return slice(max(min(touched) - 1, 0), max(touched) + 2)
 
 
 Judge = Callable[[Sequence[Member], Part, NativeResult, bytes], Outcome | None]
@@ -78,37 +71,65 @@ class Group:
     def __init__(self, quick: Quick, some: Sequence[Member], judge: Judge) -> None:
         self._quick = quick
         self._judge = judge
+        self._last: tuple[NativeResult, bytes] | None = None
         self.left = list(some)
         self.found: list[Outcome] = []
         self.apart: list[Member] = []
 
     def _shows(self, some: Sequence[Member], part: Part) -> Outcome | None:
         """What is wrong in ``part`` with ``some`` in the image."""
-        engine = self._quick.engine
         try:
-            with self._quick.patched(m.change for m in some):
-                engine.ran()
-                result = look(engine, part)
+            result, ran = self._quick.look((m.change for m in some), part)
         except PatchError as e:
             raise ValueError(f"{len(some)} mutants do not fit: {e}") from e
-        return self._judge(some, part, result, engine.ran())
+        self._last = result, ran
+        return self._judge(some, part, result, ran)
 
     def _search(self, some: Sequence[Member], part: Part) -> list[Outcome]:
         """Those of ``some`` that are found in ``part`` alone.
 
-        What neither half shows alone is two mutants that meet: the second half is put apart."""
+        What neither share of them shows alone is two mutants that meet: the second is put apart."""
         started = time.monotonic()
         shown = self._shows(some, part)
         if shown is None:
             return []
         if len(some) == 1:
             return [replace(shown, seconds=round(time.monotonic() - started, 4))]
-        half = len(some) // 2
+        one, other = self._divided(some, part)
         before = len(self.apart)
-        found = self._search(some[:half], part) + self._search(some[half:], part)
+        found = self._search(one, part) + self._search(other, part)
         if not found and len(self.apart) == before:
-            self.apart += some[half:]
+            self.apart += other
         return found
+
+    def _divided(self, some: Sequence[Member], part: Part) -> tuple[Sequence[Member], Sequence[Member]]:
+        """``some`` in two: those that the last look throws suspicion on and the rest; or halves."""
+        likely: list[Member] = []
+        if self._last is not None and self._last[0].findings:
+            one = self._followed(some, part, self._last[0].findings[0])
+            likely = [one] if one is not None else []
+        elif self._last is not None and part.ran:
+            ran = self._last[1]
+            likely = [m for m in some if m.touched and ran[near(m.touched)] != part.ran[near(m.touched)]]
+        if 0 < len(likely) < len(some):
+            names = {m.mutant.name for m in likely}
+            return likely, [m for m in some if m.mutant.name not in names]
+        half = len(some) // 2
+        return some[:half], some[half:]
+
+    def _followed(self, some: Sequence[Member], part: Part, finding: NativeFinding) -> Member | None:
+        """The one of ``some`` with which the schedule of ``finding`` violates the same property: quickly
+        found, since a schedule is a single run."""
+        left = list(some)
+        while len(left) > 1:
+            half = len(left) // 2
+            for share in (left[:half], left[half:]):
+                if self._quick.follows((m.change for m in share), part, finding) == finding.property:
+                    left = share
+                    break
+            else:
+                return None
+        return left[0]
 
     def ask(self, part: Part) -> bool:
         """Take out of ``left`` what is found in ``part``. Whether there was anything."""

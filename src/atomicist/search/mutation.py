@@ -100,7 +100,8 @@ class Part:
     ``second`` another one at each of the first boundaries behind it, or with ``closed`` a
     certificate, which has them all.  ``ran``: what the unchanged image executes;
     ``held`` and ``ends``: what that certificate holds for there, and what it leaves behind
-    (`NativeResult`); ``others``: the contexts that it was asked for."""
+    (`NativeResult`); ``others``: the contexts that it was asked for; ``cost``: the instructions
+    that it took, each in one state."""
 
     context: Context
     first: int
@@ -110,6 +111,7 @@ class Part:
     held: Held | None = None
     ends: tuple[int, int] = (0, 0)
     others: tuple[tuple[int, ...], ...] = ()
+    cost: int = 0
 
     @property
     def step(self) -> str:
@@ -173,7 +175,7 @@ class Quick:
         self._target = target
         self._ran = ran
         self._live = Liveness(target)
-        self._index = {va: i for i, va in enumerate(sorted(target.insns))}
+        self.index = {va: i for i, va in enumerate(sorted(target.insns))}
         self._probes: list[Part] = []
         for probe in probes(target):
             self.engine.ran()
@@ -193,18 +195,32 @@ class Quick:
         outcome = self._unreached(mutant, change) or self._probed(mutant, change, kills)
         return replace(outcome, seconds=round(time.monotonic() - started, 4))
 
+    def look(self, changes: Iterable[Change], part: Part) -> tuple[NativeResult, bytes]:
+        """What ``part`` finds with ``changes`` in the target, and what it executes
+        (`PatchableEngine.ran`). Raises `PatchError`."""
+        with self.patched(changes):
+            self.engine.ran()
+            result = look(self.engine, part)
+        return result, self.engine.ran()
+
+    def follows(self, changes: Iterable[Change], part: Part, finding: NativeFinding) -> int | None:
+        """The property that the schedule of ``finding`` violates from the context of ``part`` with
+        ``changes`` in the target, as `Engine.follow` says it."""
+        c = part.context
+        events = [(e.vector, e.steps) for e in finding.events]
+        with self.patched(changes):
+            return self.engine.follow(c.registers, events, expect_df=c.expect_df, no_stack=c.no_stack)
+
     def touched(self, change: Change) -> tuple[int, ...]:
         """The numbers of the target's instructions, by address, that ``change`` changes."""
         known = self._target.insns
-        return tuple(
-            self._index[va] for va, insn in change.insns.items() if va in known and insn != known[va]
-        )
+        return tuple(self.index[va] for va, insn in change.insns.items() if va in known and insn != known[va])
 
     def _unreached(self, mutant: Mutant, change: Change) -> Outcome | None:
         touched = self.touched(change)
         if not any(self._ran[i] & _EXECUTED for i in touched):
             return Outcome(mutant.name, "equivalent", "closed", reason="never executed")
-        at = self._index[mutant.va]
+        at = self.index[mutant.va]
         alone = mutant.kind in ("branch", "delete") and touched == (at,)
         branch = self._target.insns[mutant.va].flow is Flow.BRANCH
         if alone and branch and not self._ran[at] & _WENT:

@@ -25,21 +25,19 @@ from atomicist.image.mutate import Mutant, Mutator
 from atomicist.machine.target import Target
 from atomicist.native.engine import NativeResult
 from atomicist.search import workers
-from atomicist.search.alike import ANOTHER_REASON, OTHER_ENDS, SAME, SAME_ENDS, compare
-from atomicist.search.certificate import Raw, certify
-from atomicist.search.grouped import OTHERWISE, Group, ask_all, finds, members
+from atomicist.search.alike import ANOTHER_REASON, GRADES, SAME, SAME_ENDS, alone, compare
+from atomicist.search.certificate import certify
+from atomicist.search.grouped import Group, finds, members
 from atomicist.search.mutation import Outcome, Part, Quick, batches, by_name, chunks, held
 from atomicist.search.progress import Listener, Progress
 from atomicist.search.workers import default_workers
 
 MOST: Final = 500
 """Mutants in one image at most."""
-
+ALONE: Final = 16
+"""Mutants in a portion of those that are looked at alone."""
 
 ALIKE: Final = "on every interleaving it goes the same ways and leaves the same behind"
-
-FIRST: Final = ("kernel-task", "user", "kernel-main-0xb8", "gap-entry_SYSCALL_64-hostile")
-"""Start contexts that are certified first, since most is found there, and fewer images are left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,19 +131,10 @@ def _chunk(number: int) -> tuple[str, list[Outcome]]:
     return f"probe {number}", _quick()[0].chunk(_here.chunks[number])
 
 
-def _ask_some(number: int) -> tuple[str, list[Outcome]]:
-    batch = _here.batches[number]
-    some = [p for p in _here.parts if p.context.name in FIRST]
-    # what passes here is asked again
-    quick, target = _quick()
-    usual = [replace(p, held=None) for p in some]
-    return batch_name("ask some", batch), ask_all(quick, batch, usual, finds(target))
-
-
-def _ask(number: int) -> tuple[str, list[Outcome]]:
+def _alone(number: int) -> tuple[str, list[Outcome]]:
     batch = _here.batches[number]
     quick, target = _quick()
-    return batch_name("ask", batch), ask_all(quick, batch, _here.parts, finds(target), "closed")
+    return batch_name("alone", batch), [alone(quick, target, m, _here.parts) for m in batch]
 
 
 def _close(number: int) -> tuple[str, list[Outcome]]:
@@ -153,25 +142,14 @@ def _close(number: int) -> tuple[str, list[Outcome]]:
     return batch_name("close", batch), close(*_quick(), batch)
 
 
-def _compare(number: int) -> tuple[str, list[Outcome]]:
+def _compare(grade: str, number: int) -> tuple[str, list[Outcome]]:
     batch = _here.batches[number]
-    return batch_name("compare", batch), compare(*_quick(), batch, _here.parts)
+    return batch_name(grade, batch), compare(*_quick(), batch, _here.parts, grade)
 
 
 def batch_name(what: str, batch: Sequence[Mutant]) -> str:
     """A name for doing ``what`` with these mutants in one image."""
     return f"{what} " + hashlib.sha256("\n".join(m.name for m in batch).encode()).hexdigest()[:16]
-
-
-def first_finding(target: Target) -> tuple[Raw | None, str]:
-    """The first finding of closing ``target`` in this process, and why it is not closed."""
-
-    def enough(progress: Progress) -> None:
-        if progress.findings:
-            raise KeyboardInterrupt
-
-    result, raw = certify(target, workers=1, listener=enough)
-    return (raw[0] if raw else None), result.open_because
 
 
 def close(quick: Quick, target: Target, batch: Sequence[Mutant]) -> list[Outcome]:
@@ -180,16 +158,19 @@ def close(quick: Quick, target: Target, batch: Sequence[Mutant]) -> list[Outcome
     done: list[Outcome] = []
     while left:
         started = time.monotonic()
-        raw, because = first_finding(quick.mutator.apply(tuple(left)))
-        if raw is None and not because:
+        result, findings = certify(quick.mutator.apply(tuple(left)), workers=1)
+        if result.interrupted:
+            raise KeyboardInterrupt
+        because = result.open_because
+        if not findings and not because:
             return done + [Outcome(m.name, "passed", "closed") for m in left]
         group = Group(quick, members(quick, left), finds(target, "closed"))
-        if raw is not None:
+        for raw in findings:
             group.ask(Part(raw.context, raw.finding.events[0].vector, closed=True))
         found = group.found
         if not found and len(left) == 1:
-            shown = f"IST{raw.finding.property:03d}" if raw else "not closed"
-            found = [Outcome(left[0].name, "killed", "closed", shown, reason="" if raw else because)]
+            shown = f"IST{findings[0].finding.property:03d}" if findings else "not closed"
+            found = [Outcome(left[0].name, "killed", "closed", shown, reason="" if findings else because)]
         if not found:
             half = len(left) // 2
             return done + close(quick, target, left[:half]) + close(quick, target, left[half:])
@@ -222,6 +203,7 @@ class _Watching(workers.Workers):
                 held=held(answer),
                 ends=answer.ends,
                 others=task.others,
+                cost=answer.guest_insns,
             )
             self.parts.append(part)
             yield answer
@@ -233,7 +215,8 @@ def _watched(function: Callable[[Any], NativeResult], task: Any) -> tuple[Native
 
 
 def closed_parts(target: Target, count: int, listener: Listener) -> tuple[Part, ...]:
-    """Close the unchanged ``target``: the certificates that took, each with what it executed.
+    """Close the unchanged ``target``: the certificates that took, each with what it executed, the
+    cheapest first: one who looks for a mutant by halves does not pay for the dear ones.
     Raises `ValueError` if it does not pass."""
     _Watching.parts = []
     result, raw = certify(target, workers=count, listener=listener, make=_Watching)
@@ -242,7 +225,7 @@ def closed_parts(target: Target, count: int, listener: Listener) -> tuple[Part, 
     if raw or not result.closed:
         raise ValueError(result.open_because or f"it has a finding, IST{raw[0].finding.property:03d}")
     parts, _Watching.parts = _Watching.parts, []
-    return tuple(parts)
+    return tuple(sorted(parts, key=lambda part: part.cost))
 
 
 def what_ran(parts: Sequence[Part]) -> bytes:
@@ -274,6 +257,7 @@ def run(
         if (not only or m.kind in only) and chosen.fullmatch(m.name.partition("@")[2])
     )
     outcomes: dict[str, Outcome] = {}
+    grades: dict[str, str] = {}
     complete = False
     ran = b""
     try:
@@ -286,16 +270,26 @@ def run(
         for portion in _portions(journal, names, _chunk, count, "probing mutants", len(mutants), listener):
             outcomes |= by_name(portion)
         for what, work, stage in (
-            ("ask some", _ask_some, "certifying survivors, usual contexts"),
-            ("ask", _ask, "certifying survivors"),
+            ("alone", _alone, "certifying survivors alone"),
+            (SAME, functools.partial(_compare, SAME), "comparing survivors, all"),
             ("close", _close, "closing survivors"),
-            ("compare", _compare, "comparing survivors"),
+            (SAME_ENDS, functools.partial(_compare, SAME_ENDS), "comparing survivors, ends"),
+            (ANOTHER_REASON, functools.partial(_compare, ANOTHER_REASON), "comparing survivors, commits"),
         ):
-            waiting = [m for m in mutants if _undecided(outcomes[m.name], what)]
-            _here.batches = batches(_here.quick.mutator, waiting, MOST)
+            waiting = [m for m in mutants if _undecided(outcomes[m.name], grades.get(m.name, ""), what)]
+            if what == "alone":
+                _here.batches = [tuple(waiting[i : i + ALONE]) for i in range(0, len(waiting), ALONE)]
+            else:
+                _here.batches = batches(_here.quick.mutator, waiting, MOST)
             names = [batch_name(what, b) for b in _here.batches]
             for portion in _portions(journal, names, work, count, stage, len(waiting), listener):
-                outcomes |= {o.name: _after(outcomes[o.name], o) for o in portion}
+                for o in portion:
+                    if o.status != "killed" and o.by in GRADES:
+                        grades[o.name] = o.by
+                    outcomes[o.name] = _after(outcomes[o.name], o, what)
+        for name, o in outcomes.items():
+            if o.status == "survived" and name in grades:
+                outcomes[name] = replace(o, by=f"closed, {grades[name]}")
         complete = True
     except KeyboardInterrupt:
         finished = (p for name, p in journal.portions.items() if name.startswith("probe "))
@@ -311,30 +305,25 @@ def run(
     )  # fmt: skip
 
 
-def _undecided(outcome: Outcome, what: str) -> bool:
-    """Whether the step ``what`` is to look at it: found by none yet, and reached; for the last, not
-    yet part of an image that is closed."""
-    if what == "compare":
-        return outcome.status == "survived"
-    if what == "close":
-        return outcome.by in (OTHERWISE, f"argued; {OTHERWISE}")
-    return outcome.status == "passed" or (outcome.status == "equivalent" and outcome.by != "closed")
+def _undecided(outcome: Outcome, grade: str, what: str) -> bool:
+    """Whether the step ``what`` is to look at a mutant: found by none yet, and reached.  One that is
+    equivalent by argument has only to be closed, by being the same in all certificates or otherwise."""
+    if what in (SAME_ENDS, ANOTHER_REASON):
+        return outcome.status == "survived" and grade == what
+    left = outcome.status == "passed" or (outcome.status == "equivalent" and outcome.by == "argued")
+    return left and (what == "alone" or (what == SAME) == (grade == SAME))
 
 
-def _after(before: Outcome, after: Outcome) -> Outcome:
-    """The outcome after a step, of what was argued or not before."""
+def _after(before: Outcome, after: Outcome, what: str) -> Outcome:
+    """The outcome after the step ``what``, which says ``after``."""
     if after.status == "killed":
         return after
-    if after.by == SAME:
-        return replace(before, status="equivalent", by="closed and compared", reason=ALIKE)
-    if after.by in (SAME_ENDS, ANOTHER_REASON, OTHER_ENDS):
-        return replace(before, by=f"closed, {after.by}")
-    if after.by == OTHERWISE and before.reason:
-        return replace(before, by=f"argued; {OTHERWISE}")
-    if after.by != "closed":
-        return before if before.reason else after
+    if what not in (SAME, "close") or (what == SAME and after.by != SAME):
+        return before
     if before.reason:
         return replace(before, by="argued and closed")
+    if what == SAME:
+        return replace(before, status="equivalent", by="closed and compared", reason=ALIKE)
     return replace(before, status="survived", by="closed")
 
 
