@@ -112,7 +112,7 @@ def compare(name: str, context: str, first: str, every: int) -> tuple[int, int, 
 
 @pytest.mark.parametrize(("name", "context", "first", "every"), [
     ("entry", "user", "NMI", 120), ("entry", "kernel-task", "VC", 120), ("naive", "kernel-task", "NMI", 30),
-    ("debian", "kernel-task", "MC", 40),
+    ("debian", "kernel-task", "MC", 40), ("h-gsbase-by-rdpid", "kernel-task", "NMI", 30),
 ])  # fmt: skip
 def test_two_events(name: str, context: str, first: str, every: int) -> None:
     count, _, wrong = compare(name, context, first, every)

@@ -18,7 +18,7 @@ from tests.isa.compare import VALUE, examples
 from tests.isa.ring0 import STACK, code, machine
 
 FLAGS = ("CF", "PF", "AF", "ZF", "SF", "IF", "DF", "OF", "IOPL", "NT", "AC", "ID")
-MSRS = {"FSBASE": 0xC000_0100, "GSBASE": 0xC000_0101, "KERNEL_GSBASE": 0xC000_0102}
+MSRS = {"FSBASE": 0xC000_0100, "GSBASE": 0xC000_0101, "KERNEL_GSBASE": 0xC000_0102, "TSC_AUX": 0xC000_0103}
 LINES = (
     "pushfq", "popfq", "cli", "sti", "clac", "stac", "swapgs", "rdgsbase rbx", "rdgsbase ebx", "rdfsbase r9",
     "wrgsbase rbx", "wrgsbase ebx", "wrfsbase r9", "rdmsr", "wrmsr", "mov cr3, rax", "mov rdx, cr3",
@@ -77,12 +77,14 @@ def test_unicorn_agrees(line: str) -> None:
     def check(values: tuple[int, ...], bases: tuple[int, ...], flags: int, word: int, number: int) -> None:
         registers = dict.fromkeys(GPRS, 0x5A5A_5A5A_5A5A_5A5A)
         registers |= dict(zip(("RAX", "RBX", "RDX"), values, strict=True))
-        registers |= dict(zip(MSRS, bases, strict=True))
+        registers |= dict(zip(MSRS, (*bases, values[0] & 0xFFFF_FFFF), strict=True))
         registers |= {"RSP": STACK, "R9": bases[1], "CR3": values[2] & 0xF_FFFF_F000, "CR2": values[1]}
         if line == "wrgsbase rbx":
             registers["RBX"] = bases[0]
         if line.endswith("msr"):
             registers |= {"RCX": number, "RAX": bases[2] & 0xFFFF_FFFF, "RDX": bases[2] >> 32}
+            if number == MSRS["TSC_AUX"]:  # it keeps the reserved half
+                registers["RDX"] = 0
         if line == "mov cr3, rax":
             registers["RAX"] &= 0xF_FFFF_FFFF  # within any physical address
         choice = {name: flags >> i & ((1 << FLAG_BITS[name][1]) - 1) for i, name in enumerate(FLAGS)}

@@ -177,6 +177,7 @@ class TestBases:
             (0xC000_0102, "KERNEL_GSBASE", 0xFFFF_8880_0A00_0000),
             (0x48, "SPEC_CTRL", 5),
             (0x17A, "MCG_STATUS", 4),
+            (0xC000_0103, "TSC_AUX", 0xFFFF_FFFF),
         ],
     )
     def test_msr(self, number: int, name: str, value: int) -> None:
@@ -196,6 +197,8 @@ class TestBases:
         for number in (0xC000_0100, 0xC000_0101, 0xC000_0102):
             # #GP(0): an address that is not canonical, for these MSRs
             assert fault_of(machine("wrmsr", RCX=number, RAX=0, RDX=0x8000)) == (GP, 0)
+        # TSC_AUX: bits 63:32 are reserved
+        assert fault_of(machine("wrmsr", RCX=0xC000_0103, RAX=0, RDX=1)) == (GP, 0)
         for line in ("rdmsr", "wrmsr"):
             assert fault_of(machine(line, RCX=0x48, CS=0x33)) == (GP, 0)
             with pytest.raises(Unmodelled, match="MSR"):
@@ -293,9 +296,12 @@ class TestSegments:
             machine("lsl eax, eax", RAX=0x10).step()
 
     def test_rdpid(self) -> None:
-        m = machine("rdpid rdx", CPUNODE=7)
-        m.step()
-        assert m["RDX"] == 7
+        """The MSR, which need not be what LSL reads."""
+        for line in ("rdpid rdx", "rdpid r9"):
+            m = machine(line, TSC_AUX=0x8000_1007, CPUNODE=0x1003)
+            before = everything(m)
+            m.step()
+            assert changes(before, m) == {line.split()[1].upper(): 0x8000_1007}
 
     def test_verw(self) -> None:
         m = machine("verw word ptr [rbx]", {ARENA + 16: 0xFFFF_FFFF_FFFF_0018}, RBX=ARENA + 16, ZF=0, CF=1)

@@ -9,8 +9,11 @@ from types import MappingProxyType
 
 import pytest
 
+from atomicist.image import specimens
+from atomicist.image.bare import BareConfig
 from atomicist.isa.registers import REGISTERS
 from atomicist.machine.target import Target
+from atomicist.native.build import cache_dir
 from atomicist.native.engine import NativeResult
 from atomicist.native.tables import KEY_SLOTS
 from atomicist.search.certificate import Certifier, certify
@@ -20,6 +23,7 @@ from atomicist.search.replay import find_context
 from atomicist.search.workers import Workers, new_engine
 from atomicist.spec.contexts import Context, contexts, from_key
 from atomicist.spec.events import EVENTS
+from atomicist.spec.modes import GUEST_TSC_AUX
 
 RSP, RIP = REGISTERS["RSP"].slot, REGISTERS["RIP"].slot
 
@@ -153,6 +157,31 @@ def test_which_other_contexts_a_certificate_holds_for(entry: Target) -> None:
                 others=[by_name[n].registers for n in expected],
             )  # fmt: skip
             assert dict(zip(expected, result.holds, strict=True)) == expected, name
+
+
+def test_tsc_aux_is_a_guests_in_kernel_mode_alone(entry: Target) -> None:
+    """Linux's own in user mode, and on the entry stack, by which the kernel comes and goes."""
+    found = {c.name: c.registers[REGISTERS["TSC_AUX"].slot] for c in contexts(entry)}
+    own = {name for name, value in found.items() if value == entry.cpunode}
+    assert {n for n in found if n.startswith(("user", "gap", "entry", "bad-iret", "kernel-entry"))} <= own
+    assert found["kernel-task"] == found["kernel-irq"] == found["kernel-main-0x8"] == GUEST_TSC_AUX
+    # the bits by which Linux would look for the CPU
+    assert (GUEST_TSC_AUX ^ entry.cpunode) & 0xFFF
+
+
+def test_a_certificate_rests_on_tsc_aux_if_it_is_read(entry: Target) -> None:
+    """Where it is Linux's own, RDPID is as good as LSL: that says nothing of a guest's."""
+    config = BareConfig()
+    by_rdpid = specimens.load(specimens.find("h-gsbase-by-rdpid"), config, cache_dir())
+    for target, expected in ((entry, True), (by_rdpid, False)):
+        by_name = {c.name: c for c in contexts(target)}
+        others = [by_name["kernel-task"].registers]
+        with new_engine(target) as engine:
+            result = engine.certify(
+                by_name["kernel-task-tsc-aux-own"].registers, EVENTS.index("NMI"), expect_df=False,
+                no_stack=False, others=others,
+            )  # fmt: skip
+        assert (result.findings, result.dependence, result.holds) == ((), None, (expected,)), target.name
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ OTHERS: Final = {
 
 MSR: Final = {
     0xC000_0100: "FSBASE", 0xC000_0101: "GSBASE", 0xC000_0102: "KERNEL_GSBASE", 0x48: "SPEC_CTRL",
-    0x17A: "MCG_STATUS",
+    0x17A: "MCG_STATUS", 0xC000_0103: "TSC_AUX",
 }  # fmt: skip
 """SDM vol. 4, table 2-2."""
 
@@ -111,6 +111,8 @@ def _wrmsr(w: Walker, _: Any) -> None:
         raise Violation("UNMODELLED", "an MSR")
     if MSR[number].endswith("BASE") and not is_canonical(value):
         raise Refused("GP", 0, "fault", value)
+    if MSR[number] == "TSC_AUX" and value >> 32:  # reserved
+        raise Refused("GP", 0, "fault", value)
     w[MSR[number]] = value
 
 
@@ -134,6 +136,10 @@ def _lsl(w: Walker, insn: Any) -> None:
         raise Violation("UNMODELLED", "a selector")
     _set(w, insn, 0, w.rest["CPUNODE"])
     w["ZF"] = 1
+
+
+def _rdpid(w: Walker, insn: Any) -> None:
+    _set(w, insn, 0, w.rest["TSC_AUX"])
 
 
 def _pushfq(w: Walker, _: Any) -> None:
@@ -170,7 +176,7 @@ def by_hand(insn: Any) -> ByHand | None:
     name = insn.mnemonic
     table: dict[str, ByHand] = {
         "iretq": _iretq, "sysretq": _sysretq, "swapgs": _swapgs, "rdmsr": _rdmsr,
-        "rdgsbase": _rdgsbase, "wrgsbase": _wrgsbase, "wrmsr": _wrmsr, "lsl": _lsl,
+        "rdgsbase": _rdgsbase, "wrgsbase": _wrgsbase, "wrmsr": _wrmsr, "lsl": _lsl, "rdpid": _rdpid,
         "pushfq": _pushfq, "popfq": _popfq, "clac": _flag("AC", 0), "ud2": _ud2,
         "stac": _flag("AC", 1), "cli": _flag("IF", 0), "sti": _flag("IF", 1),
         "verw": _verw, "hlt": _unmodelled, "int3": _unmodelled,

@@ -154,6 +154,7 @@ NO_OPINION: Final = {
     "iretq": "Unicorn has no descriptor tables to return through; privileged for the processor",
     "sysretq": "Unicorn has no descriptor tables to return through; privileged for the processor",
     "lsl": "the selector's descriptor is Linux's, which neither has",
+    "rdpid": "Unicorn's processors lack it; what this one has in TSC_AUX is its system's",
     "verw": "the selector's descriptor is Linux's, which neither has",
     "hlt": "it waits, which the model refuses",
     "int3": "refused: to run into padding is a finding",

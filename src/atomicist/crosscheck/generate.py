@@ -129,6 +129,7 @@ class Generator:
         registers["CR3"] = random.getrandbits(36) & ~0x18
         registers |= {"SPEC_CTRL": random.getrandbits(3), "MCG_STATUS": random.getrandbits(3)}
         registers |= {"NMI_BLOCKED": random.getrandbits(1), "CPUNODE": random.getrandbits(16)}
+        registers["TSC_AUX"] = random.getrandbits(32)
         registers["CR4"] = CR4_FSGSBASE if random.random() < 0.9 else 0
         if self._own is not None:
             self._own(random, registers, spots)
@@ -156,6 +157,8 @@ Own = Callable[[Random, Registers, list[Spot]], None]
 def _msr(random: Random, registers: Registers, _: list[Spot]) -> None:
     registers["RCX"] = mostly(random, random.choice((*MSRS, *COMMANDS))) | random.getrandbits(32) << 32
     value = mostly(random, canonical(random))
+    if MSRS.get(registers["RCX"] & 0xFFFF_FFFF) == "TSC_AUX":
+        value = mostly(random, value & 0xFFFF_FFFF)
     registers |= {"RAX": value & 0xFFFF_FFFF, "RDX": value >> 32}
 
 

@@ -55,7 +55,7 @@ RFLAGS_FIXED: Final = 0x2
 
 BASES: Final = ("FSBASE", "GSBASE", "KERNEL_GSBASE")
 CONTROL: Final = ("CR0", "CR2", "CR3", "CR4", "DR6", "DR7")
-MSRS: Final = ("SPEC_CTRL", "MCG_STATUS")
+MSRS: Final = ("SPEC_CTRL", "MCG_STATUS", "TSC_AUX")
 HIDDEN: Final = ("NMI_BLOCKED", "SHADOW", "TR_BASE", "CPUNODE", "EXPOSED")
 """State that no instruction names: NMI blocking (SDM vol. 3, 6.7.1), the
 one-instruction interrupt shadow after MOV SS / STI (SDM vol. 3, 6.8.3), the

@@ -31,6 +31,7 @@ MSRS: Final = {
     0xC000_0102: "KERNEL_GSBASE",
     0x48: "SPEC_CTRL",
     0x17A: "MCG_STATUS",
+    0xC000_0103: "TSC_AUX",
 }
 """MSR number -> register (SDM vol. 4, tables 2-2). All others are unknown."""
 
@@ -146,7 +147,8 @@ def rdmsr(b: Builder, _: Operands) -> None:
 
 
 def wrmsr(b: Builder, _: Operands) -> None:
-    """WRMSR (vol. 2B): #GP for a base that is not canonical."""
+    """WRMSR (vol. 2B): #GP for a base that is not canonical, and for the reserved half of TSC_AUX
+    (vol. 4, table 2-2)."""
     _ring0_only(b)
     number = reg("RCX", 4)
     known = (*MSRS, *COMMANDS)
@@ -157,6 +159,8 @@ def wrmsr(b: Builder, _: Operands) -> None:
         b.skip_if(b.ne(number, msr), other)
         if name.endswith("BASE"):
             b.fault_if(b.non_canonical(value), GP.number)
+        elif name == "TSC_AUX":
+            b.fault_if(b.ne(b.shr(value, 32), 0), GP.number)
         b.set(name, value)
         b.place(other)
 
@@ -225,12 +229,13 @@ def lsl(b: Builder, o: Operands) -> None:
 
 
 def rdpid(b: Builder, o: Operands) -> None:
-    """RDPID (vol. 2B): IA32_TSC_AUX, which Linux sets to the CPU-node limit."""
+    """RDPID (vol. 2B): IA32_TSC_AUX.  Linux sets it to the CPU-node limit; while KVM runs a guest
+    it is the guest's."""
     target = o.register(0)
     if target is None:
         b.unknown_if(_always(), o.insn.mnemonic)
     else:
-        b.set(_wide(target), reg("CPUNODE"))
+        b.set(_wide(target), reg("TSC_AUX"))
 
 
 def verw(b: Builder, o: Operands) -> None:

@@ -21,7 +21,7 @@ PT_REGS: Final = (
 )  # fmt: skip
 """Layout of struct pt_regs, 8 bytes each (Linux arch/x86/include/asm/ptrace.h)."""
 
-KEY_SLOTS: Final = ("RSP", "CS", "SS", "GSBASE", "KERNEL_GSBASE", "CR3", "SPEC_CTRL", "EXPOSED")
+KEY_SLOTS: Final = ("RSP", "CS", "SS", "GSBASE", "KERNEL_GSBASE", "CR3", "SPEC_CTRL", "TSC_AUX", "EXPOSED")
 """The registers of a context that the course of an entry may depend on, besides
 RIP; a result that rests on any other is not accepted as closed."""
 

@@ -7,7 +7,7 @@ context runs again (native/runtime/certify.c).  Two facts make it more than a te
 of that one context:
 
 * it is known what the outcome rested on.  If that is nothing but tests of RIP, RSP and
-  the registers of a *key* (CS, SS, GSBASE, KERNEL_GSBASE, CR3, SPEC_CTRL), then the
+  the registers of a *key* (CS, SS, GSBASE, KERNEL_GSBASE, CR3, SPEC_CTRL, TSC_AUX), then the
   certificate holds for every context for which these tests come out the same - also
   for the same run further up or down the main stack.  Anything else
   that it rests on is reported, and the search is not closed;

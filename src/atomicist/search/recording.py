@@ -24,8 +24,8 @@ from atomicist.search.schedule import Injection, Schedule, ScheduleError
 from atomicist.spec.observer import pack_flags
 
 SHOWN: Final = (
-    *GPRS, "RIP", "RFLAGS", "CS", "SS", "CR2", "CR3", "GSBASE", "KERNEL_GSBASE", "SPEC_CTRL", "MCG_STATUS",
-    "NMI_BLOCKED", "SHADOW",
+    *GPRS, "RIP", "RFLAGS", "CS", "SS", "CR2", "CR3", "GSBASE", "KERNEL_GSBASE", "SPEC_CTRL", "TSC_AUX",
+    "MCG_STATUS", "NMI_BLOCKED", "SHADOW",
 )  # fmt: skip
 """The registers of a record; RFLAGS as its image, not flag by flag."""
 

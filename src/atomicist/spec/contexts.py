@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Start contexts: what an event can interrupt, as a table.
 
-Registers that an entry has no business with hold tokens: values found nowhere
-else, so that a mixed-up slot shows.  The tokens are not canonical: an entry that
-followed one would fault.
+What user mode and kernel mode are made of is in `modes`.
 """
 
 from __future__ import annotations
@@ -13,23 +11,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from atomicist.image.addresses import USER_PAGE
-from atomicist.isa.delivery import KERNEL_CS, KERNEL_DS, USER_CS, USER_DS, VECTORS
-from atomicist.isa.predictions import EXPOSED_ALL
-from atomicist.isa.registers import GPRS, REGISTERS, SLOTS
-from atomicist.isa.system import CR4_FSGSBASE
+from atomicist.isa.delivery import KERNEL_CS, KERNEL_DS, VECTORS
+from atomicist.isa.registers import REGISTERS
 from atomicist.machine.memory import WORD, RegionKind
 from atomicist.machine.target import Target
 from atomicist.spec.events import EVENTS
+from atomicist.spec.modes import USER_GSBASE, at_the_border, kernel_mode, register_file, user_mode
 
-USER_GSBASE: Final = 0x0000_7F00_BA5E_0000
-USER_PCID_BIT: Final = 0x800
 OTHER_PCID: Final = 6
 """Linux uses 1 to 6 (TLB_NR_DYN_ASIDS); 1, the kernel's of the other contexts, and 6 differ in each of the bits."""
-SPEC_CTRL_IBRS: Final = 1
 VARIED: Final = re.compile(r"\+(rsp|rip|gsbase)\.([0-9a-f]{1,16})\Z")  # what `varied` has set, in a name
-USER_TEXT: Final = 0x0000_5555_5555_4321
-KERNEL_TEXT_OFFSET: Final = 0x40_0000  # above the entry text: where interrupted kernel code is
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,55 +45,10 @@ class Context:
         return not self.name.endswith(("-hostile", "-wild", "-main", "-main-low"))
 
 
-def token(index: int) -> int:
-    """A recognisable value for general register ``index``."""
-    return 0xA70A_11C0_DE00_0000 | index << 16 | 0x5A00 | index
-
-
-def _base(target: Target) -> dict[str, int]:
-    values = {name: token(i) for i, name in enumerate(GPRS)}
-    values |= {
-        "CR0": 0x8005_0033, "CR2": 0x0BAD_CAFE_F00D, "CR4": CR4_FSGSBASE if target.fsgsbase else 0, "DR6": 0xFFFF_0FF0,
-        "DR7": 0x400, "TR_BASE": target.tr_base, "CPUNODE": target.cpunode, "FSBASE": 0x0000_7F11_F5BA_5E00,
-        "CR3": target.kernel_cr3, "CF": 1, "ZF": 1, "ID": 1, "IF": 1,
-    }  # fmt: skip
-    return values
-
-
-def _file(values: Mapping[str, int]) -> tuple[int, ...]:
-    file = [0] * SLOTS
-    for name, value in values.items():
-        file[REGISTERS[name].slot] = value
-    return tuple(file)
-
-
-def _user(target: Target) -> dict[str, int]:
-    user_bits = target.user_root_bit | (USER_PCID_BIT if target.kernel_cr3 & 0xFFF else 0)
-    return _base(target) | {
-        "RIP": USER_TEXT, "RSP": USER_PAGE + 0x800, "CS": USER_CS, "SS": USER_DS, "GSBASE": USER_GSBASE,
-        "KERNEL_GSBASE": target.kernel_gsbase, "CR3": target.kernel_cr3 | (user_bits if target.user_root_bit else 0),
-        "SPEC_CTRL": target.kernel_spec_ctrl & ~SPEC_CTRL_IBRS,
-        "EXPOSED": _exposed(target),
-    }  # fmt: skip
-
-
-def _exposed(target: Target) -> int:
-    """For what user mode has left its predictions, if this CPU follows them."""
-    return 0 if target.mitigation == "none" else EXPOSED_ALL
-
-
-def _kernel(target: Target, rsp: int) -> dict[str, int]:
-    return _base(target) | {
-        "RIP": target.symbols["__entry_text_start"] + KERNEL_TEXT_OFFSET, "RSP": rsp, "CS": KERNEL_CS,
-        "SS": KERNEL_DS, "GSBASE": target.kernel_gsbase, "KERNEL_GSBASE": USER_GSBASE,
-        "SPEC_CTRL": target.kernel_spec_ctrl,
-    }  # fmt: skip
-
-
 def contexts(target: Target) -> tuple[Context, ...]:
     """All start contexts of ``target``, in a fixed order."""
     plain = tuple(
-        Context(name, about, _file(values), name.startswith("contradiction"), "gap" in name)
+        Context(name, about, register_file(values), name.startswith("contradiction"), "gap" in name)
         for name, about, values in _rows(target)
     )
     return (*plain, *_twice(target), *_edges(target)) if target.claims else plain
@@ -118,7 +64,7 @@ def _rows(target: Target) -> Iterator[tuple[str, str, dict[str, int]]]:
 
 
 def _user_rows(target: Target) -> Iterator[tuple[str, str, dict[str, int]]]:
-    user = _user(target)
+    user = user_mode(target)
     yield "user", "user mode, nothing unusual", user
     flags = dict.fromkeys(("DF", "AC", "NT", "TF", "OF", "SF"), 1)
     yield "user-flags", "user mode with DF, AC, NT and TF set", user | flags
@@ -166,23 +112,29 @@ def _kernel_rows(target: Target) -> Iterator[tuple[str, str, dict[str, int]]]:
         region = next((r for r in target.regions if r.kind is kind), None)
         if region is None:
             continue
-        # on the entry stack the kernel has just come, or is about to go
-        exposed = {"EXPOSED": _exposed(target) if kind is RegionKind.ENTRY_STACK else 0}
+        # there the kernel has just come, or is about to go
+        between = at_the_border(target) if kind is RegionKind.ENTRY_STACK else {}
         for below, suffix in ((0x208, ""), (0x200, "-aligned"), (0, "-empty")):
             yield (
                 f"kernel-{name}{suffix}",
                 f"kernel mode on the {name} stack, {below:#x} bytes in use",
-                _kernel(target, region.top - below) | exposed,
+                kernel_mode(target, region.top - below) | between,
             )
         if name == "task":
             yield from _near_rows(target, region.top - 0x208)
+            for suffix, whose, aux in (
+                ("own", "Linux's own", target.cpunode),
+                ("ones", "all ones", 0xFFFF_FFFF),
+            ):
+                values = kernel_mode(target, region.top - 0x208) | {"TSC_AUX": aux}
+                yield f"kernel-task-tsc-aux-{suffix}", f"kernel mode with TSC_AUX {whose}", values
             pcid = target.kernel_cr3 & 0xFFF
             if pcid and target.user_root_bit:
                 other = {"CR3": target.kernel_cr3 ^ pcid | 2}
                 yield (
                     "kernel-task-pcid-2",
                     "kernel mode with PCID 2",
-                    _kernel(target, region.top - 0x208) | other,
+                    kernel_mode(target, region.top - 0x208) | other,
                 )
     yield from _half_kernel_rows(target)
     main = target.main_stack()
@@ -193,7 +145,7 @@ def _kernel_rows(target: Target) -> Iterator[tuple[str, str, dict[str, int]]]:
         yield (
             f"kernel-main-{below:#x}",
             f"kernel mode on the main stack, {below:#x} bytes in use",
-            _kernel(target, main.top - below),
+            kernel_mode(target, main.top - below),
         )
     for below in (
         size - target.reserve - 0xB0 * 2,
@@ -204,7 +156,7 @@ def _kernel_rows(target: Target) -> Iterator[tuple[str, str, dict[str, int]]]:
         yield (
             f"kernel-main-full-{below:#x}",
             f"kernel mode on the main stack with {size - below:#x} bytes left: some nestings have no room",
-            _kernel(target, main.top - below),
+            kernel_mode(target, main.top - below),
         )
 
 
@@ -213,7 +165,7 @@ def _near_rows(target: Target, rsp: int) -> Iterator[tuple[str, str, dict[str, i
     for end, where, before in (("start", "before", 1), ("end", "behind", 0)):
         at = target.symbols.get(f"__atomic_ist_text_{end}")
         if at is not None:
-            values = _kernel(target, rsp) | {"RIP": at - before}
+            values = kernel_mode(target, rsp) | {"RIP": at - before}
             yield f"kernel-task-{where}", f"kernel mode, RIP right {where} the atomic entries' text", values
 
 
@@ -223,7 +175,8 @@ def _half_kernel_rows(target: Target) -> Iterator[tuple[str, str, dict[str, int]
     entry = next((r for r in target.regions if r.kind is RegionKind.ENTRY_STACK), None)
     if entry is None:
         return
-    user, kernel = _user(target), _kernel(target, entry.top - 0x40)
+    user = user_mode(target)
+    kernel = kernel_mode(target, entry.top - 0x40) | at_the_border(target)
     pcid = target.kernel_cr3 & 0xFFF
     sides = (
         {"CR3": user["CR3"] ^ pcid | OTHER_PCID if pcid else user["CR3"]},
@@ -234,7 +187,6 @@ def _half_kernel_rows(target: Target) -> Iterator[tuple[str, str, dict[str, int]
         for gs in range(2):
             for spec in sorted(specs):
                 values = kernel | (sides[0] if cr3 else {}) | (sides[1] if gs else {}) | {"SPEC_CTRL": spec}
-                values["EXPOSED"] = user["EXPOSED"]
                 names = [n for n, on in (("cr3", cr3), ("gs", gs), (f"spec{spec}", len(specs) > 1)) if on]
                 if cr3 or gs or spec != kernel["SPEC_CTRL"]:
                     where = "-".join(names)
@@ -255,7 +207,7 @@ GAPS: Final = (
 def _gap_rows(target: Target) -> Iterator[tuple[str, str, dict[str, int]]]:
     """Each instruction of each gap, with the CR3 and GSBASE in force there, and with
     RSP in user memory, in a stack of ours, and not canonical."""
-    user = _user(target)
+    user = user_mode(target)
     nmi = next((r for r in target.regions if r.kind is RegionKind.IST_STACK), None)
     stacks = {"": user["RSP"], "-hostile": nmi.top - 0x100 if nmi else 0, "-wild": 0x8000_0000_0000_0000}
     main = target.main_stack()
@@ -291,7 +243,7 @@ def _exit_rows(target: Target) -> Iterator[tuple[str, str, dict[str, int]]]:
     stub = target.symbols.get("asm_exc_general_protection")
     if entry is None or stub is None:
         return
-    user = _user(target)
+    user = user_mode(target)
     bad = {"CS": KERNEL_CS, "SS": KERNEL_DS, "IF": 0, "RIP": stub, "RSP": (entry.top - 40 & ~0xF) - 48}
     yield "bad-iret", "IRET to user mode faulted: #GP's first instruction", user | bad
     yield (
@@ -307,7 +259,7 @@ def _contradictions(target: Target) -> Iterator[tuple[str, str, dict[str, int]]]
             yield (
                 f"contradiction-rsp-{region.name}",
                 f"kernel mode with RSP on {region.name} but RIP in no atomic entry",
-                _kernel(target, region.top - 0x100),
+                kernel_mode(target, region.top - 0x100),
             )
     task = next((r for r in target.regions if r.kind is RegionKind.TASK_STACK), None)
     for vector in EVENTS:
@@ -317,7 +269,7 @@ def _contradictions(target: Target) -> Iterator[tuple[str, str, dict[str, int]]]
             yield (
                 f"contradiction-rip-{name}",
                 f"RIP in the atomic entry {name} but RSP on the task stack",
-                _kernel(target, task.top - 0x208) | {"RIP": gate.offset},
+                kernel_mode(target, task.top - 0x208) | {"RIP": gate.offset},
             )
 
 
@@ -330,10 +282,10 @@ def _twice(target: Target) -> Iterator[Context]:
         if gate is None or stack is None:
             continue
         below = 48 if VECTORS[vector].has_error_code else 40
-        inside = _kernel(target, stack.top - below) | {"RIP": gate.offset, "IF": 0}
+        inside = kernel_mode(target, stack.top - below) | {"RIP": gate.offset, "IF": 0}
         yield Context(
             f"contradiction-twice-{vector.lower()}", f"{vector} at the first instruction of its own entry",
-            _file(inside), expect_df=True, only=vector,
+            register_file(inside), expect_df=True, only=vector,
         )  # fmt: skip
 
 
@@ -350,7 +302,7 @@ def _edges(target: Target) -> Iterator[Context]:
             yield Context(
                 f"contradiction-rsp-{region.name}-{end}",
                 f"kernel mode with RSP at the {end} of {region.name} but RIP in no atomic entry",
-                _file(_kernel(target, rsp)), expect_df=True, only="" if outer else EVENTS[0],
+                register_file(kernel_mode(target, rsp)), expect_df=True, only="" if outer else EVENTS[0],
             )  # fmt: skip
     known = target.symbols
     names = [(f"__atomic_ist_{v.lower()}_text", f"atomic_ist_committed_{v.lower()}") for v in EVENTS]
@@ -365,7 +317,7 @@ def _edges(target: Target) -> Iterator[Context]:
             yield Context(
                 f"contradiction-rip-{name}-{where}",
                 f"RIP at the {name} instruction of an atomic entry, {where}, but RSP on the task stack",
-                _file(_kernel(target, task.top - 0x208) | {"RIP": va}), expect_df=True,
+                register_file(kernel_mode(target, task.top - 0x208) | {"RIP": va}), expect_df=True,
                 only="" if outer else EVENTS[0],
             )  # fmt: skip
 
@@ -396,5 +348,5 @@ def find(target: Target, name: str) -> Context | None:
 
 def from_key(target: Target, name: str, key: Mapping[str, int], rip: int) -> Context:
     """A context met during the search: ``key`` registers, ``rip``, tokens elsewhere."""
-    values = _kernel(target, 0) | dict(key) | {"RIP": rip, "IF": 0}
-    return Context(name, f"interrupted at {target.symbolize(rip)}", _file(values))
+    values = kernel_mode(target, 0) | dict(key) | {"RIP": rip, "IF": 0}
+    return Context(name, f"interrupted at {target.symbolize(rip)}", register_file(values))
