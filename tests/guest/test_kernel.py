@@ -83,12 +83,13 @@ def test_boot(entry: str) -> None:
     status, found = run("boot", str(TREE), "--entry", entry, *boots)
     assert status == 0
     assert [b["problems"] for b in found["boots"]] == [[]] * len(names)
+    assert all(b["stacks"] for b in found["boots"])
 
 
 @in_full
 def test_traces() -> None:
     status, found = run("traces", str(TREE), "--entry", "atomic")
-    assert [t["problems"] for t in found["traces"]] == [[], [], []]
+    assert [t["problems"] for t in found["traces"]] == [[]] * 5
     assert all(t["samples"] for t in found["traces"])
     assert status == 0
 
@@ -137,6 +138,7 @@ def test_soak(soak: subprocess.Popen[str]) -> None:
     (report,) = found["boots"]
     assert (status, report["problems"]) == (0, [])
     assert report["seconds"] >= SOAK
+    assert report["stacks"] > SOAK
 
 
 class TestBadInput:

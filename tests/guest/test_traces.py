@@ -3,7 +3,7 @@
 
 from typing import cast
 
-from atomicist.guest.traces import CallStack, _chain_problems, _unbalanced
+from atomicist.guest.traces import CallStack, _chain_problems, unbalanced
 from atomicist.image.kernel import Kernel
 
 
@@ -45,10 +45,23 @@ def test_a_switch_to_another_stack_is_no_return() -> None:
     assert run(outer, (0x2000, 0x7F8, 0x2003, 0x90000, 0)) == [0x1005]
 
 
+def test_an_event_on_a_stack_close_above_ends_no_call() -> None:
+    """As the legacy stacks of #MC and #DB are."""
+    outer, delivered = (0x1000, 0x800, 0x2000, 0x7F8, 0x1005), (0x2000, 0x7F8, 0x9000, 0x1FD8, 0)
+    for known, wanted in ((True, [0x1005]), (False, [])):
+        stack = CallStack()
+        stack.step(*outer[:4], lambda: 0x1005)
+        if known:
+            stack.interrupted()
+        stack.step(*delivered[:4], lambda: 0)
+        assert stack.addresses == wanted
+
+
 def test_a_stack_that_is_not_left_is_named() -> None:
-    assert _unbalanced([" <IST>", " <TASK>", " </TASK>"]) == ["<IST> is not left"]
-    assert _unbalanced([" <IST>", " </IST>", " <TASK>", " </TASK>"]) == []
-    assert _unbalanced([" </IST>"]) == ["</IST> ends what has not begun"]
+    assert unbalanced([" <IST>", " <TASK>", " </TASK>"]) == ["<IST> is not left"]
+    assert unbalanced([" <IST>", " </IST>", " <TASK>", " </TASK>"]) == []
+    assert unbalanced([" <#DB>", " <TASK>", " </TASK>"]) == ["<#DB> is not left"]
+    assert unbalanced([" </IST>"]) == ["</IST> ends what has not begun"]
 
 
 DIRECT, INDIRECT = b"..\xe8\0\0\0\0", b".....\xff\xd0"

@@ -13,7 +13,7 @@ from pathlib import Path
 from atomicist.cli import selection
 from atomicist.cli.errors import FINDINGS, PASSED
 from atomicist.report.terminal import Terminal
-from atomicist.tree.build import build, check_ours
+from atomicist.tree.build import be_strict, build, check_ours
 
 EVERY = 10.0
 """Seconds between lines of progress where lines cannot be drawn over."""
@@ -25,6 +25,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="compilers at a time (%(default)s)"
     )
+    parser.add_argument(
+        "--strict", action="store_true",
+        help="turn CONFIG_DEBUG_ENTRY on first, for objtool's check of noinstr code (it stays on, and makes"
+        " NMIs in the legacy entry longer: not for a kernel that is to be measured)",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="as JSON")
 
 
@@ -53,13 +58,15 @@ def run(args: argparse.Namespace) -> int:
     """Build; the exit status."""
     terminal = Terminal(sys.stderr if args.json else sys.stdout)
     progress = Progress(terminal)
+    if args.strict:
+        be_strict(args.tree)
     built = build(args.tree, max(args.jobs, 1), progress)
     ours = check_ours(args.tree, max(args.jobs, 1))
     seconds = time.monotonic() - progress.started
     if args.json:
         found = {
             "image": str(built.image), "vmlinux": str(built.vmlinux), "atomic": built.atomic,
-            "warnings": [*built.warnings, *ours], "stock_warnings": list(built.stock),
+            "strict": built.strict, "warnings": [*built.warnings, *ours], "stock_warnings": list(built.stock),
             "seconds": round(seconds, 1),
         }  # fmt: skip
         Terminal(sys.stdout).data(json.dumps(found, indent=2) + "\n")
@@ -68,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
     for line in built.stock:
         terminal.say(f"  as without us: {line}")
     kind = "atomic and legacy entries" if built.atomic else "legacy entries only"
+    kind += ", all of objtool's checks" if built.strict else ""
     terminal.say(f"{built.image}: {kind}, {seconds:.0f} s, {len(built.warnings) + len(ours)} warnings")
     terminal.say(f"next: {selection.command('linux', 'boot', str(args.tree))}")
     return FINDINGS if built.warnings or ours else PASSED

@@ -12,14 +12,16 @@ from typing import Any, Final
 
 from atomicist.cli import linux_guest, selection
 from atomicist.cli.errors import FINDINGS, PASSED
-from atomicist.guest.boots import BOOTS
-from atomicist.guest.linux import Boot, Linux, by_name, named
+from atomicist.guest import held
+from atomicist.guest.linux import Boot, Linux, named
 from atomicist.guest.traces import Told, perf, sysrq, warn
 from atomicist.report.terminal import Terminal
 from atomicist.report.text import clean
 
-WAYS: Final[tuple[tuple[str, Callable[[Linux], Told]], ...]] = (
-    ("default", warn), ("default", perf), ("smp2", sysrq),
+SMP: Final = Boot("smp2", cpus=2)
+WAYS: Final[tuple[tuple[str, Boot, Callable[[Linux], Told]], ...]] = (
+    ("WARN", Boot("default"), warn), ("perf", Boot("default"), perf), ("sysrq-l", SMP, sysrq),
+    ("sysrq-l main stack", held.BOOT, held.sysrq), ("proc main stack", held.BOOT, held.proc),
 )  # fmt: skip
 """The boot that each way of taking traces needs."""
 
@@ -36,11 +38,10 @@ def run(args: argparse.Namespace) -> int:
     progress = linux_guest.Progress(terminal)
     found: list[dict[str, Any]] = []
     for entry in args.entry or [""]:
-        for name, way in WAYS:
-            (plain,) = by_name(BOOTS, [name])
-            boot: Boot = named(plain, entry)
-            progress(f"{boot.name}: {way.__name__}", now=terminal.live)
-            with Linux(kernel, boot, linux_guest.log(boot, f"traces {way.__name__}")) as linux:
+        for name, plain, way in WAYS:
+            boot = named(plain, entry)
+            progress(f"{boot.name}: {name}", now=terminal.live)
+            with Linux(kernel, boot, linux_guest.log(boot, f"traces {name}")) as linux:
                 told = way(linux)
             progress.clear()
             found.append({"boot": boot.name, **dataclasses.asdict(told)})

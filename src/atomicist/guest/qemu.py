@@ -184,10 +184,12 @@ class Vm:
         """An NMI for every CPU whose LINT1 takes NMIs."""
         self.qmp.execute("inject-nmi")
 
-    def inject_mce(self, cpu: int = 0, *, broadcast: bool = False) -> None:
+    def inject_mce(self, cpu: int = 0, *, broadcast: bool = False, local: bool = False) -> None:
         """A machine check that a kernel survives, "action optional": valid, uncorrected, enabled, address
-        and misc valid, signalled, found by a scrubber (SDM vol. 3, 15.3.2.2); restart IP valid (15.3.1.2)."""
-        self.qmp.human(f"mce {'-b ' if broadcast else ''}{cpu} {MCE}")
+        and misc valid, signalled, found by a scrubber (SDM vol. 3, 15.3.2.2); restart IP valid (15.3.1.2).
+        ``broadcast``: every CPU gets it. ``local``: only this one, and Linux waits for no other."""
+        status = MCIP | RIPV | (LMCE_S if local else 0)
+        self.qmp.human(f"mce {'-b ' if broadcast else ''}{cpu} {MCE_BANK} {status:#x} {MCE_ADDRESS}")
 
     def save(self, name: str) -> None:
         """Keep the state of the stopped guest as ``name``. Raises `GuestError`."""
@@ -248,8 +250,13 @@ class Vm:
         shutil.rmtree(self._directory, ignore_errors=True)
 
 
-MCE: Final = "1 0xbd000000000000c0 0x5 0x1000 0x8c"
-"""HMP ``mce``: bank, status, mcg_status, address, misc."""
+MCE_BANK: Final = "1 0xbd000000000000c0"
+MCE_ADDRESS: Final = "0x1000 0x8c"
+"""HMP ``mce``: bank, status; then mcg_status; address, misc."""
+RIPV: Final = 1
+MCIP: Final = 4
+LMCE_S: Final = 8
+"""Bits of IA32_MCG_STATUS (SDM vol. 3, 15.3.1.2)."""
 
 
 class Port:

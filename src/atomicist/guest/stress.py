@@ -3,7 +3,7 @@
 
 In the guest, workers on every CPU hold values in their registers, single-step themselves, and run into
 hardware breakpoints and watchpoints in user and kernel mode (payload/); from outside come NMIs and
-machine checks.  At the end all counts are compared:
+machine checks; and init reads the stack trace of every task in /proc.  At the end all counts are compared:
 
 ========  =====================================================================
 #DB       every one is raised by an instruction, so the counts must be equal
@@ -16,6 +16,7 @@ NMI, fast sent without waiting; those that arrive while one waits are merged by 
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -65,6 +66,8 @@ class Report:
     nmi_slow: int = 0
     mce_sent: int = 0
     mce_counted: int = 0
+    stacks: int = 0
+    """Stack traces of tasks that init has read in /proc."""
     counters: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -98,6 +101,7 @@ def stress(linux: Linux, seconds: float, listener: Tick = quiet) -> Report:
             linux.vm.inject_nmi()
             report.nmi_sent += 1
         time.sleep(PAUSE)
+        _read_stacks(linux, report, cpus)
         report.seconds = time.monotonic() - started
         listener(report)
         if report.seconds >= seconds:
@@ -110,6 +114,36 @@ def stress(linux: Linux, seconds: float, listener: Tick = quiet) -> Report:
     ]
     report.problems += [f"in the log: {line.strip()[:100]}" for line in obituary.trouble(linux.log)[:5]]
     return report
+
+
+NO_STACKS: Final = "/proc/PID/stack: not tried, it has no CONFIG_STACKTRACE"
+
+
+def _read_stacks(linux: Linux, report: Report, cpus: int) -> None:
+    """Every /proc/PID/stack, while tasks run and events arrive."""
+    found = linux.ask("stacks")
+    report.stacks += int(found["tasks"])
+    if not found["tasks"] and NO_STACKS not in report.notes:
+        report.notes.append(NO_STACKS)
+    # With another CPU, a task may begin to run while its stack is read.
+    wrong = stacks_wrong(found) if cpus == 1 else []
+    report.problems += [problem for problem in wrong if problem not in report.problems]
+
+
+ENDS: Final = re.compile(
+    r"(ret_from_fork|entry_\w+|asm_\w+|atomic_ist_committed_\w+)\+0x[0-9a-f]+/0x[0-9a-f]+"
+)
+"""Where a task was created, or has entered the kernel: the last line of a trace that is full."""
+
+
+def stacks_wrong(found: Mapping[str, Any]) -> list[str]:
+    """What is wrong with what init has read of every /proc/PID/stack, while no other CPU changed a task."""
+    wrong = [f"/proc/PID/stack: a trace ends at {end}" for end in found["ends"] if not ENDS.fullmatch(end)]
+    if found["odd"]:
+        wrong.append(f"/proc/PID/stack: {found['odd']} lines are no frames")
+    if found["frames"] < found["tasks"]:
+        wrong.append(f"/proc/PID/stack: {found['frames']} frames of {found['tasks']} tasks")
+    return wrong
 
 
 def _has_machine_checks(linux: Linux) -> bool:

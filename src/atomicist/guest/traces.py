@@ -3,7 +3,8 @@
 
 What was called is found without the kernel's unwinder, and without the data it works with (ORC): the guest
 is single-stepped from the delivery of an NMI to a place deep in its handler, and a return address is
-whatever a CALL has pushed and no RET has taken.  Three ways in which the kernel tells the same:
+whatever a CALL has pushed and no RET has taken.  Three ways in which the kernel tells the same (and
+more, of a CPU that is on the main stack while others go on, in ``held``):
 
 =====  ==============================================================================
 WARN   the handler is made to call refcount_warn_saturate(), which warns; the trace is in the log
@@ -17,7 +18,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -55,7 +56,7 @@ KERNEL_HALF: Final = 1 << 63
 
 _TRACED: Final = re.compile(r"^ (?P<guess>\? )?(?P<name>[\w.]+)\+(?P<offset>0x[0-9a-f]+)/0x[0-9a-f]+")
 _RIP: Final = re.compile(r"^RIP: (?P<cs>[0-9a-f]{4}):(?P<place>\S+)")
-_MARK: Final = re.compile(r"^ <(/?[\w-]+)>$")
+_MARK: Final = re.compile(r"^ <(/?#?[\w-]+)>$")
 
 
 @dataclass(slots=True)
@@ -74,6 +75,11 @@ class CallStack:
 
     def __init__(self) -> None:
         self._slots: list[tuple[int, int]] = []
+        self._kept = 0
+
+    def interrupted(self) -> None:
+        """An event comes now, which will not return: whatever stack it uses, no call until now is over."""
+        self._kept = len(self._slots)
 
     def step(self, rip: int, rsp: int, now_rip: int, now_rsp: int, top: Callable[[], int]) -> None:
         """The instruction at ``rip`` was executed; ``top`` reads the word at the stack's new top."""
@@ -84,12 +90,12 @@ class CallStack:
                 return
         if now_rsp == rsp + 8:
             # A return, perhaps from elsewhere: entry code moves return addresses to save registers.
-            for index in reversed(range(len(self._slots))):
+            for index in reversed(range(self._kept, len(self._slots))):
                 if self._slots[index][1] == now_rip:
                     del self._slots[index:]
                     return
         # A switch to another stack is no return: only what lies below RSP on the same stack is over.
-        while self._slots and self._slots[-1][0] < now_rsp <= self._slots[-1][0] + MAX_STACK:
+        while len(self._slots) > self._kept and 0 < now_rsp - self._slots[-1][0] <= MAX_STACK:
             self._slots.pop()
 
     @property
@@ -101,19 +107,28 @@ class CallStack:
 MAX_STACK: Final = 16384
 
 
-def called(rsp: Rsp, until: int) -> list[int]:
-    """Single-step to ``until``; the return addresses then. Raises `GuestError` if it is not reached."""
-    stack = CallStack()
+def follow(rsp: Rsp, stack: CallStack, until: int, entries: Collection[int] = ()) -> None:
+    """Single-step to ``until``, and note calls and returns in ``stack``; at ``entries`` an event has come in
+    the same step. Raises `GuestError` if it is not reached."""
+
+    def top(at: int) -> Callable[[], int]:
+        return lambda: rsp.words(at, 1)[0]
+
     rsp.single_step(SSTEP_ENABLE | SSTEP_NOTIMER | SSTEP_NOIRQ)
     rip, sp = rsp["RIP"], rsp["RSP"]
     for _ in range(MAX_STEPS):
         rsp.step()
         now_rip, now_sp = rsp["RIP"], rsp["RSP"]
-        stack.step(rip, sp, now_rip, now_sp, lambda at=now_sp: rsp.words(at, 1)[0])  # type: ignore[misc]
+        if now_rip in entries:
+            between, _, _, between_sp = rsp.words(now_sp, 4)
+            stack.step(rip, sp, between, between_sp, top(between_sp))
+            stack.interrupted()
+            rip, sp = between, between_sp
+        stack.step(rip, sp, now_rip, now_sp, top(now_sp))
         rip, sp = now_rip, now_sp
         if rip == until:
-            return stack.addresses
-    raise GuestError(f"{DEEP} is not reached in {MAX_STEPS} instructions from an NMI's delivery")
+            return
+    raise GuestError(f"{until:#x} is not reached in {MAX_STEPS} instructions, but {rip:#x}")
 
 
 def warn(linux: Linux) -> Told:
@@ -132,32 +147,59 @@ def warn(linux: Linux) -> Told:
         rsp.step()
         if rsp["RIP"] != here:
             break
-    truth = [*called(rsp, deep), back]
+    stack = CallStack()
+    follow(rsp, stack, deep)
+    truth = [*stack.addresses, back]
     rsp.set(RIP=symbol(kernel, WARNS), RDI=rsp["RSP"] - 1024, RSI=USE_AFTER_FREE)
     rsp.go()
     linux.vm.port.line(LOG_LIMIT)
     block = _logged(linux.log, WARNS, "---[ end trace")
-    shown = [m for line in block if (m := _TRACED.match(line))]
-    told.samples, told.frames = 1, [m["name"] for m in shown if not m["guess"]]
-    addresses = [_address(kernel, m["name"], int(m["offset"], 16)) for m in shown if not m["guess"]]
-    for index, wanted in enumerate(truth):
-        got = addresses[index] if index < len(addresses) else ()
-        if wanted not in got:
-            name = told.frames[index] if index < len(told.frames) else "nothing"
-            told.problems.append(f"frame {index} is {name}; really called from {kernel.where(wanted)}")
-            break
-    told.problems += [
-        f"{told.frames[index]} is behind no CALL"
-        for index, found in enumerate(addresses)
-        if not any(_behind_a_call(kernel, a) for a in found)
-    ]
+    told.samples = 1
+    told.problems += judge(told, kernel, block, truth)[0]
     if not told.frames or told.frames[-1] != OUTERMOST:
         told.problems.append(f"the trace ends at {told.frames[-1] if told.frames else 'once'}")
-    rips = [m["place"] for line in block if (m := _RIP.match(line)) and m["cs"] == "0010"]
-    if not any(r.startswith(f"{SYSTEM_CALL}+") for r in rips):
+    if not any(place.startswith(f"{SYSTEM_CALL}+") for place in interrupted(block)):
         told.problems.append(f"where {SYSTEM_CALL} was interrupted is not shown")
-    told.problems += _unbalanced(block)
+    told.problems += unbalanced(block)
     return told
+
+
+def judge(told: Told, kernel: Kernel, block: Sequence[str], truth: Sequence[int]) -> tuple[list[str], int]:
+    """What is wrong with the frames of the trace in ``block``, lines of a log, where ``truth`` are the return
+    addresses, and how many frames it has. Their names are noted in ``told`` if there are more than before."""
+    shown = [m for line in block if (m := _TRACED.match(line)) and not m["guess"]]
+    names = [m["name"] for m in shown]
+    places = [addresses(kernel, m[0].strip()) for m in shown]
+    found = []
+    for index, wanted in enumerate(truth):
+        if wanted not in (places[index] if index < len(places) else ()):
+            name = names[index] if index < len(names) else "nothing"
+            found.append(f"frame {index} is {name}; really called from {kernel.where(wanted)}")
+            break
+    found += [
+        f"{name} is behind no CALL"
+        for name, place in zip(names, places, strict=True)
+        if not any(_behind_a_call(kernel, address) for address in place)
+    ]
+    if len(names) > len(told.frames):
+        told.frames = names
+    return found, len(names)
+
+
+def addresses(kernel: Kernel, place: str) -> tuple[int, ...]:
+    """What ``place``, a name as vfs_write+0xc2/0x300, may stand for: symbols are not unique."""
+    name, _, offset = place.partition("/")[0].partition("+")
+    return tuple(address + int(offset or "0", 16) for address in kernel.names.get(name, ()))
+
+
+def interrupted(block: Sequence[str]) -> list[str]:
+    """The places in the kernel at which the trace in ``block`` says that something was interrupted."""
+    return [m["place"] for line in block if (m := _RIP.match(line)) and m["cs"] == "0010"]
+
+
+def stacks(block: Sequence[str]) -> list[str]:
+    """The stacks that the trace in ``block`` enters, in order."""
+    return [m[1] for line in block if (m := _MARK.match(line)) and not m[1].startswith("/")]
 
 
 def _logged(log: Path, first: str, last: str) -> list[str]:
@@ -174,11 +216,7 @@ def _logged(log: Path, first: str, last: str) -> list[str]:
     raise GuestError(f"no warning of {first} in the log within {LOG_LIMIT:g} s; log: {log}")
 
 
-def _address(kernel: Kernel, name: str, offset: int) -> tuple[int, ...]:
-    return tuple(a + offset for a in kernel.names.get(name, ()))
-
-
-def _unbalanced(lines: Sequence[str]) -> list[str]:
+def unbalanced(lines: Sequence[str]) -> list[str]:
     """Stacks that a trace enters and does not leave."""
     marks = [m[1] for line in lines if (m := _MARK.match(line))]
     depth: list[str] = []
@@ -299,7 +337,7 @@ def sysrq(linux: Linux) -> Told:
             told.frames = names
         if not names or names[-1] != OUTERMOST:
             told.problems.append(f"the trace of {rip['place']} ends at {names[-1] if names else 'once'}")
-        told.problems += _unbalanced(block)
+        told.problems += unbalanced(block)
     if not told.samples:
         told.problems.append("no CPU was in the kernel when it was asked")
     return told

@@ -101,7 +101,7 @@ def features(kernel: Kernel, rsp: Rsp) -> frozenset[str]:
     return frozenset(found - {ITS} | ({ITS} if _its(kernel, rsp) else set()))
 
 
-def _is_legacy(kernel: Kernel, rsp: Rsp) -> bool:
+def is_legacy(kernel: Kernel, rsp: Rsp) -> bool:
     """Whether the IDT that is in force has the legacy entry of NMI."""
     low, high = rsp.words(CEA_RO_IDT + 16 * NMI.number, 2)
     gate = low & 0xFFFF | low >> 32 & 0xFFFF_0000 | (high & 0xFFFF_FFFF) << 32
@@ -123,7 +123,7 @@ def meet(path: Path, rsp: Rsp) -> UnderTest:
     kernel = read_kernel(path)
     found = features(kernel, rsp)
     try:
-        target = vmlinux.load(path, found - ALWAYS, legacy=_is_legacy(kernel, rsp))
+        target = vmlinux.load(path, found - ALWAYS, legacy=is_legacy(kernel, rsp))
     except ImageError as e:
         raise GuestError(f"cannot model {path.name}: {e}") from e
     compared = _compare(target, rsp)

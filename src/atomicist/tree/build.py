@@ -38,11 +38,14 @@ OBJECTS: Final = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A kernel, and the warnings of its build, of which there should be none; ``stock`` are not ours."""
+    """A kernel, and the warnings of its build, of which there should be none; ``stock`` are not ours.
+
+    ``strict``: objtool has looked at calls out of noinstr code."""
 
     image: Path
     vmlinux: Path
     atomic: bool
+    strict: bool
     warnings: tuple[str, ...]
     stock: tuple[str, ...]
 
@@ -67,7 +70,22 @@ def build(tree: Path, jobs: int, progress: Callable[[int, str], None]) -> Built:
     found = (*make(tree, ["bzImage"], jobs=jobs, each=each), *_check_returns(tree))
     stock = tuple(line for line in found if any(re.search(known, line) for known in STOCK_WARNINGS))
     warnings = tuple(line for line in found if line not in stock)
-    return Built(tree / IMAGE, tree / "vmlinux", _has(tree, "X86_ATOMIC_IST"), warnings, stock)
+    return Built(
+        tree / IMAGE,
+        tree / "vmlinux",
+        _has(tree, "X86_ATOMIC_IST"),
+        _has(tree, "NOINSTR_VALIDATION"),
+        warnings,
+        stock,
+    )
+
+
+def be_strict(tree: Path) -> None:
+    """Have the next build of ``tree`` make all of objtool's checks; if it is configured."""
+    config = tree / ".config"
+    if config.is_file() and STRICT not in config.read_text(encoding="utf-8"):
+        with config.open("a", encoding="utf-8") as file:
+            file.write(STRICT)
 
 
 def _has(tree: Path, option: str) -> bool:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from atomicist.tree.apply import Change, Tables, applied, plan_apply, plan_undo, texts, version
-from atomicist.tree.build import STRICT
+from atomicist.tree.build import be_strict
 from atomicist.tree.errors import TreeError
 from atomicist.tree.hooks import Step
 from atomicist.tree.messages import COVER, MESSAGES, PREFIX
@@ -150,10 +150,8 @@ def bisect(
         except (OSError, shutil.Error) as error:
             shutil.rmtree(work, ignore_errors=True)
             raise TreeError(f"{work}: {error}") from None
-    config = work / ".config"
-    if strict and config.exists() and STRICT not in config.read_text(encoding="utf-8"):
-        with config.open("a", encoding="utf-8") as file:
-            file.write(STRICT)
+    if strict:
+        be_strict(work)
     before = originals(tree, tables)
     found = {}
     for step in STEPS:

@@ -4,22 +4,29 @@
  * answers each with one line:
  *
  *	hello			{"cpus": 2, "fsgsbase": 1, "version": "6.1.192"}
- *	start KINDS		a worker on each CPU; KINDS is a sum of 1 hold registers, 2 trace with TF,
- *				4 hardware breakpoints and watchpoints, 8 stay in system calls; "ok"
+ *	start KINDS [CPU]	a worker on each CPU, or only on that one; KINDS is a sum of 1 hold registers, 2 trace
+ *				with TF, 4 hardware breakpoints and watchpoints, 8 stay in system calls; their process
+ *				ids as a JSON array
  *	stop			the workers end; their sums as JSON
  *	quiet			nothing more on the console, not even a panic
  *	count NMI|MCE		of /proc/interrupts, one number for each CPU, as a JSON array
  *	file PATH		the first 2000 bytes of a file, as a JSON string
  *	write PATH TEXT		writes to a file; "ok"
+ *	stacks			reads every /proc/PID/stack: {"tasks": 50, "empty": 2, "frames": 300, "odd": 0,
+ *				"ends": ["ret_from_fork+0x1f/0x30", ...]}: how many, with nothing in them, lines that
+ *				are a frame, lines that are not, and what the last lines were
  *	chains NAME OFFSET MS	stays in system calls for so long; the first call chains that perf has taken of it,
  *				where the kernel was at NAME + OFFSET, as JSON: [["0x1f", ...], ...]
  *	spin			never answers: a user context on CPU 0 that only runs in registers
  *	exit N			writes N to isa-debug-exit, which ends QEMU
  *
- * Nothing is judged by what appears on a console.
+ * Nothing is judged by what appears on a console. This process stays on CPU 0, so that it answers while another CPU
+ * is held up.
  */
 #define _GNU_SOURCE
 #include <asm/prctl.h>
+#include <ctype.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/hw_breakpoint.h>
@@ -162,15 +169,21 @@ static void stay_in_the_kernel(void)
 		close(fd);
 }
 
-static void work(int cpu, int kinds)
+static void stay_on(int cpu)
 {
-	struct tally *t = &tallies[cpu];
-	int fd[4] = { -1, -1, -1, -1 }, pipes[2] = { -1, -1 }, errno_of_kernel;
 	cpu_set_t set;
 
 	CPU_ZERO(&set);
 	CPU_SET(cpu, &set);
 	sched_setaffinity(0, sizeof(set), &set);
+}
+
+static void work(int cpu, int kinds)
+{
+	struct tally *t = &tallies[cpu];
+	int fd[4] = { -1, -1, -1, -1 }, pipes[2] = { -1, -1 }, errno_of_kernel;
+
+	stay_on(cpu);
 	signal(SIGTRAP, on_trap);
 	hold_pid = syscall(SYS_getpid);
 	hold_fsgsbase = !!(getauxval(AT_HWCAP2) & HWCAP2_FSGSBASE);
@@ -235,14 +248,25 @@ static void console_loglevel(const char *levels)
 		close(fd);
 }
 
-static void start(int kinds)
+static void start(const char *argument)
 {
+	int kinds = 0, only = -1, n = 0;
+	char text[MAX_CPUS * 12] = "";
+
+	sscanf(argument, "%d %d", &kinds, &only);
 	*halt = 0;
 	memset(tallies, 0, MAX_CPUS * sizeof(*tallies));
-	for (int i = 0; i < cpus(); i++)
-		if (fork() == 0)
+	for (int i = 0; i < cpus(); i++) {
+		int pid;
+
+		if (only >= 0 && i != only)
+			continue;
+		pid = fork();
+		if (pid == 0)
 			work(i, kinds);
-	say("\"ok\"");
+		n += snprintf(text + n, sizeof(text) - n, "%s%d", n ? ", " : "", pid);
+	}
+	say("[%s]", text);
 }
 
 static void stop(void)
@@ -332,6 +356,59 @@ static void show(const char *path)
 		say("null");
 	else
 		say("\"%s\"", text);
+}
+
+#define SHOWN_ENDS 32
+
+/* Adds @line, without its address, to the different ones in @text. */
+static void note_end(char *text, int size, const char *line)
+{
+	int n = strlen(text);
+	char quoted[128];
+
+	snprintf(quoted, sizeof(quoted), "\"%s\"", line);
+	if (!strstr(text, quoted))
+		snprintf(text + n, size - n, "%s%s", n ? ", " : "", quoted);
+}
+
+static void read_stacks(void)
+{
+	int tasks = 0, empty = 0, frames = 0, odd = 0;
+	char ends[SHOWN_ENDS * 128] = "";
+	struct dirent *entry;
+	DIR *dir = opendir("/proc");
+
+	while (dir && (entry = readdir(dir))) {
+		char path[300], data[8192], *line, *rest = data, *last = NULL;
+		int fd, n;
+
+		if (!isdigit(entry->d_name[0]))
+			continue;
+		snprintf(path, sizeof(path), "/proc/%s/stack", entry->d_name);
+		fd = open(path, O_RDONLY);
+		n = fd < 0 ? -1 : read(fd, data, sizeof(data) - 1);
+		if (fd >= 0)
+			close(fd);
+		if (n < 0)
+			continue;
+		tasks++;
+		empty += n == 0;
+		data[n] = 0;
+		while ((line = strsep(&rest, "\n")) && *line) {
+			if (strncmp(line, "[<0>] ", 6)) {
+				odd++;
+				continue;
+			}
+			frames++;
+			last = line + 6;
+		}
+		if (last)
+			note_end(ends, sizeof(ends), last);
+	}
+	if (dir)
+		closedir(dir);
+	say("{\"tasks\": %d, \"empty\": %d, \"frames\": %d, \"odd\": %d, \"ends\": [%s]}",
+	    tasks, empty, frames, odd, ends);
 }
 
 static void put(char *line)
@@ -435,7 +512,7 @@ static void obey(char *line)
 	if (!strcmp(line, "hello"))
 		hello();
 	else if (!strcmp(line, "start") && argument)
-		start(atoi(argument));
+		start(argument);
 	else if (!strcmp(line, "stop"))
 		stop();
 	else if (!strcmp(line, "quiet")) {
@@ -448,6 +525,8 @@ static void obey(char *line)
 		show(argument);
 	else if (!strcmp(line, "write") && argument)
 		put(argument);
+	else if (!strcmp(line, "stacks"))
+		read_stacks();
 	else if (!strcmp(line, "chains") && argument)
 		take_chains(argument);
 	else if (!strcmp(line, "spin"))
@@ -464,6 +543,7 @@ int main(void)
 	char line[256];
 	int n = 0;
 
+	stay_on(0);
 	mount("proc", "/proc", "proc", 0, 0);
 	mount("sysfs", "/sys", "sysfs", 0, 0);
 	mount("debugfs", "/sys/kernel/debug", "debugfs", 0, 0);
