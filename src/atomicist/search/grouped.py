@@ -5,8 +5,8 @@ An image with ``n`` mutants is certified once for all of them.  Only where there
 finding are parts of them tried, and parts of these: those on which there is suspicion and the
 rest, or halves.  Suspicion is on the one with which the finding's schedule alone, a single run,
 shows the same; and on those near which something else was executed.  A mutant
-counts as found when it is found alone.  What is found together and by neither half alone is
-two mutants that meet: they are put into different images.
+counts as found when it is found alone.  What is found together and by neither part alone is
+mutants that meet: one of them is put into another image.
 
 A certificate that executes none of the mutated instructions in the unchanged image does the
 same with the mutants, so it is not asked.
@@ -88,7 +88,7 @@ class Group:
     def _search(self, some: Sequence[Member], part: Part) -> list[Outcome]:
         """Those of ``some`` that are found in ``part`` alone.
 
-        What neither share of them shows alone is two mutants that meet: the second is put apart."""
+        What neither share of them shows alone is mutants that meet: one of them is put apart."""
         started = time.monotonic()
         shown = self._shows(some, part)
         if shown is None:
@@ -99,8 +99,19 @@ class Group:
         before = len(self.apart)
         found = self._search(one, part) + self._search(other, part)
         if not found and len(self.apart) == before:
-            self.apart += other
+            self.apart.append(self._too_many(one, other, part))
         return found
+
+    def _too_many(self, one: Sequence[Member], other: Sequence[Member], part: Part) -> Member:
+        """The one of ``other`` with which, and with those before it, ``one`` shows something."""
+        without, shown = 0, len(other)
+        while shown - without > 1:
+            middle = (without + shown) // 2
+            if self._shows([*one, *other[:middle]], part) is None:
+                without = middle
+            else:
+                shown = middle
+        return other[shown - 1]
 
     def _divided(self, some: Sequence[Member], part: Part) -> tuple[Sequence[Member], Sequence[Member]]:
         """``some`` in two: those that the last look throws suspicion on and the rest; or halves."""

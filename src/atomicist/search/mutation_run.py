@@ -27,7 +27,7 @@ from atomicist.native.engine import NativeResult
 from atomicist.search import workers
 from atomicist.search.alike import ANOTHER_REASON, GRADES, SAME, SAME_ENDS, alone, compare
 from atomicist.search.certificate import certify
-from atomicist.search.grouped import Group, finds, members
+from atomicist.search.grouped import Group, ask_all, finds, members
 from atomicist.search.mutation import Outcome, Part, Quick, batches, by_name, chunks, held
 from atomicist.search.progress import Listener, Progress
 from atomicist.search.workers import default_workers
@@ -139,7 +139,11 @@ def _alone(number: int) -> tuple[str, list[Outcome]]:
 
 def _close(number: int) -> tuple[str, list[Outcome]]:
     batch = _here.batches[number]
-    return batch_name("close", batch), close(*_quick(), batch)
+    quick, target = _quick()
+    asked = ask_all(quick, batch, _here.parts, finds(target))
+    found = [o for o in asked if o.status == "killed"]
+    names = {o.name for o in found}
+    return batch_name("close", batch), found + close(quick, target, [m for m in batch if m.name not in names])
 
 
 def _compare(grade: str, number: int) -> tuple[str, list[Outcome]]:
@@ -153,31 +157,36 @@ def batch_name(what: str, batch: Sequence[Mutant]) -> str:
 
 
 def close(quick: Quick, target: Target, batch: Sequence[Mutant]) -> list[Outcome]:
-    """Close the image with all of ``batch`` in it; those found are taken out until it passes."""
-    left = list(batch)
+    """Close the image with all of ``batch`` in it; those found are taken out until it passes, and
+    those that meet others go into another image."""
+    waiting, apart = [list(batch)] if batch else [], list[Mutant]()
     done: list[Outcome] = []
-    while left:
+    while waiting:
+        left = waiting.pop()
         started = time.monotonic()
         result, findings = certify(quick.mutator.apply(tuple(left)), workers=1)
         if result.interrupted:
             raise KeyboardInterrupt
         because = result.open_because
         if not findings and not because:
-            return done + [Outcome(m.name, "passed", "closed") for m in left]
-        group = Group(quick, members(quick, left), finds(target, "closed"))
-        for raw in findings:
-            group.ask(Part(raw.context, raw.finding.events[0].vector, closed=True))
-        found = group.found
-        if not found and len(left) == 1:
-            shown = f"IST{findings[0].finding.property:03d}" if findings else "not closed"
-            found = [Outcome(left[0].name, "killed", "closed", shown, reason="" if findings else because)]
-        if not found:
-            half = len(left) // 2
-            return done + close(quick, target, left[:half]) + close(quick, target, left[half:])
-        spent = (time.monotonic() - started) / len(found)
-        done += [replace(o, seconds=round(spent, 4)) for o in found]
-        names = {o.name for o in found}
-        left = [m for m in left if m.name not in names]
+            done += [Outcome(m.name, "passed", "closed") for m in left]
+        else:
+            group = Group(quick, members(quick, left), finds(target, "closed"))
+            for raw in findings:
+                group.ask(Part(raw.context, raw.finding.events[0].vector, closed=True))
+            found = group.found
+            apart += [m.mutant for m in group.apart]
+            if not found and not group.apart and len(left) == 1:
+                shown = f"IST{findings[0].finding.property:03d}" if findings else "not closed"
+                found = [Outcome(left[0].name, "killed", "closed", shown, reason="" if findings else because)]
+            elif not found and not group.apart:
+                waiting += [left[: len(left) // 2], left[len(left) // 2 :]]
+            elif group.left:
+                waiting.append([m.mutant for m in group.left])
+            spent = (time.monotonic() - started) / max(len(found), 1)
+            done += [replace(o, seconds=round(spent, 4)) for o in found]
+        if not waiting and apart:
+            waiting, apart = [apart], []
     return done
 
 
