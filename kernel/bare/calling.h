@@ -268,6 +268,35 @@
 #endif
 .endm
 
+/*
+ * A safe-RET is LEA 8(%rsp), %rsp and RET, and the RET is safe right behind the CALL that leads
+ * there. If it was interrupted, it is not resumed: what is left of it is done to pt_regs, which
+ * is where RSP points, above save 3. Clobbers RAX and RCX.
+ */
+#if ATOMIC_IST_SAVE3
+#define REGS_AT_COMMIT			(ATOMIC_IST_SAVED_CR3 + 8)
+#else
+#define REGS_AT_COMMIT			0
+#endif
+
+.macro ATOMIC_IST_FINISH_SAFE_RET
+#if ATOMIC_IST_SRSO
+	cmpq	$srso_safe_ret, REGS_AT_COMMIT + RIP(%rsp)
+	jb	.Lnot_safe_ret_\@
+	cmpq	$srso_safe_ret + 5, REGS_AT_COMMIT + RIP(%rsp)
+	ja	.Lnot_safe_ret_\@
+	movq	REGS_AT_COMMIT + RSP(%rsp), %rax
+	je	.Lret_is_left_\@
+	addq	$8, %rax
+.Lret_is_left_\@:
+	movq	(%rax), %rcx
+	addq	$8, %rax
+	movq	%rcx, REGS_AT_COMMIT + RIP(%rsp)
+	movq	%rax, REGS_AT_COMMIT + RSP(%rsp)
+.Lnot_safe_ret_\@:
+#endif
+.endm
+
 .macro ATOMIC_IST_SPEC_ENTER save32:req
 #if ATOMIC_IST_KERNELIZE
 	ATOMIC_IST_UNTRAIN
@@ -279,6 +308,7 @@
 #endif
 	ATOMIC_IST_SPEC_ENTER_FROM_USER
 #endif
+	ATOMIC_IST_FINISH_SAFE_RET
 .endm
 
 .macro ATOMIC_IST_SPEC_EXIT save32:req

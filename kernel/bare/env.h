@@ -5,14 +5,15 @@
  * The names are those of Linux, the values and the code are our own.
  *
  * Configuration, 0 or 1 each: CONFIG_PAGE_TABLE_ISOLATION, ATOMIC_IST_PCID,
- * ATOMIC_IST_FSGSBASE, ATOMIC_IST_IBRS, ATOMIC_IST_UNRET, ATOMIC_IST_IBPB.
+ * ATOMIC_IST_FSGSBASE, ATOMIC_IST_IBRS, ATOMIC_IST_UNRET, ATOMIC_IST_SRSO, ATOMIC_IST_IBPB.
  */
 #ifndef _ATOMIC_IST_BARE_ENV_H
 #define _ATOMIC_IST_BARE_ENV_H
 
 #if !defined(CONFIG_PAGE_TABLE_ISOLATION) || !defined(ATOMIC_IST_PCID) || \
 	!defined(ATOMIC_IST_FSGSBASE) || !defined(ATOMIC_IST_IBRS) || \
-	!defined(ATOMIC_IST_UNRET) || !defined(ATOMIC_IST_IBPB)
+	!defined(ATOMIC_IST_UNRET) || !defined(ATOMIC_IST_SRSO) || \
+	!defined(ATOMIC_IST_IBPB)
 #error "the configuration is incomplete"
 #endif
 

@@ -30,3 +30,22 @@ SYM_CODE_START(__x86_return_thunk)
 	int3
 SYM_CODE_END(__x86_return_thunk)
 #endif
+
+#if ATOMIC_IST_SRSO
+/*
+ * Where an entry may find the kernel on the way out of a function: for processors on which
+ * untraining does not suffice, the RET is predicted by the CALL right before it. Entries of this
+ * image do not return by it.
+ */
+	.text
+	.balign	64, 0xcc
+SYM_CODE_START(srso_safe_ret)
+	leaq	8(%rsp), %rsp
+	ret
+	int3
+SYM_CODE_END(srso_safe_ret)
+SYM_CODE_START(srso_return_thunk)
+	call	srso_safe_ret
+	ud2
+SYM_CODE_END(srso_return_thunk)
+#endif

@@ -11,7 +11,7 @@ from atomicist.search.replay import Replay, Step, Verdict, Write
 from atomicist.search.result import Coverage, Finding, Result
 from atomicist.search.schedule import Injection, Schedule
 from atomicist.spec.contexts import Context
-from atomicist.spec.observer import Instance
+from atomicist.spec.instance import Instance
 
 HOSTILE = "[red]\x1b[31m\u202e<&\"'>\n#]]>"
 """Markup, a terminal escape, a bidirectional override, XML and a line break."""

@@ -16,7 +16,7 @@ from atomicist.report.values import Values
 from atomicist.search.replay import Replay, replay
 from atomicist.search.schedule import parse
 from atomicist.spec.events import ERROR_TOKEN
-from atomicist.spec.observer import POISON
+from atomicist.spec.instance import POISON
 from tests.report.results import ENTRY, HOSTILE, INTERRUPTED, TOP, overwritten
 
 

@@ -74,6 +74,7 @@ ONLY: Mapping[str, str] = {
     "IST026": "rfc-v1",
     "IST028": "h-exit-register-not-set",
     "IST029": "x-double-fault-without-registers",
+    "IST030": "h-safe-ret-resumed",
 }
 
 # What no run shows, for the rule is about paths: `test_no_run_shows_a_missing_fence`.

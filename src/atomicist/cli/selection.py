@@ -11,10 +11,9 @@ from pathlib import Path
 
 from atomicist.cli.errors import UsageError
 from atomicist.image import bare, specimens, vmlinux
-from atomicist.image.bare import VARIANTS, BareConfig
+from atomicist.image.bare import BUILDS, VARIANTS, BareConfig
 from atomicist.image.source_lines import SourceLines
 from atomicist.image.source_text import SourceText
-from atomicist.isa.predictions import MITIGATIONS
 from atomicist.machine.target import Target
 from atomicist.native.build import cache_dir
 from atomicist.report.places import Source, no_lines
@@ -50,7 +49,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         choices=VARIANTS,
         help="how the entry copies before its commit (1c)",
     )
-    group.add_argument("--mitigation", choices=MITIGATIONS, help="what makes return predictions safe (none)")
+    group.add_argument("--mitigation", choices=BUILDS, help="what makes return predictions safe (none)")
     for name, about in (("pti", "page-table isolation"), ("pcid", "PCIDs"), ("fsgsbase", "FSGSBASE")):
         group.add_argument(f"--no-{name}", action="store_true", help=f"the entry without {about}")
 

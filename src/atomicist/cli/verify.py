@@ -21,7 +21,7 @@ from atomicist.report.terminal import Terminal
 from atomicist.report.text import Line, clean, join, wrap
 from atomicist.search.replay import Replay
 from atomicist.search.result import Result
-from atomicist.search.verify import BUDGET, EXPLORED, verify
+from atomicist.search.verify import BUDGET, explored, verify
 from atomicist.spec.contexts import contexts
 from atomicist.spec.events import EVENTS
 from atomicist.spec.properties import BY_KEY
@@ -153,7 +153,7 @@ def _check(args: argparse.Namespace, image: selection.Image) -> tuple[str, ...]:
         if name not in known:
             listing = selection.command("verify", *image.options, "--list-contexts")
             raise UsageError(f"unknown context '{clean(name[:60])}': {listing} shows them")
-    usual = tuple(n for n in dict.fromkeys((*EXPLORED, *image.contexts)) if n in known)
+    usual = tuple(n for n in dict.fromkeys((*explored(image.target), *image.contexts)) if n in known)
     return tuple(dict.fromkeys(args.context)) if args.context else usual
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from atomicist.machine.memory import PageFlag, Region
 from atomicist.machine.target import Target
-from atomicist.spec.observer import poison
+from atomicist.spec.instance import poison
 
 PAGE: Final = 4096
 ALL: Final = (1 << 64) - 1

@@ -21,8 +21,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from atomicist.image import thunks
-from atomicist.image.addresses import KERNEL_PGD, USER_PAGE, USER_ROOT_BIT
+from atomicist.image import safe_ret, thunks
+from atomicist.image.addresses import KERNEL_PGD, KERNEL_TEXT_OFFSET, USER_PAGE, USER_ROOT_BIT
 from atomicist.image.cache import cached
 from atomicist.image.code import reachable
 from atomicist.image.elf import ElfImage, read_elf
@@ -32,6 +32,7 @@ from atomicist.image.thunks import boot_patched
 from atomicist.isa.delivery import DB, DF, GP, MC, NMI, NP, PF, SS, TSS_IST1, TSS_RSP0, UD, VC, Gate
 from atomicist.isa.ir import Code, Flow, Insn
 from atomicist.isa.lift import Lifter
+from atomicist.isa.predictions import MITIGATIONS
 from atomicist.machine.memory import PAGE, WORD, Page, PageFlag, Region, RegionKind
 from atomicist.machine.stages import COMMITTED, DOUBLE_FAULT
 from atomicist.machine.target import Place, Target
@@ -93,6 +94,11 @@ RFC_V1: Final = "rfc-v1"
 
 SPEC_CTRL_KERNEL: Final = 3
 """With IBRS, SPEC_CTRL of the kernel: IBRS and STIBP. The user's is the same without IBRS."""
+
+
+SRSO: Final = "srso"
+BUILDS: Final = (*MITIGATIONS, SRSO)
+"""What ``mitigation`` may be. To the processor "srso" is "unret"; what is interrupted may be a safe-RET."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +229,8 @@ class _Loader:
             a for n, a in symbols.items() if self._has_code(a) and not n.endswith(("_end", "_text_start"))
         ]
         insns = reachable(in_text, self._fetch, handlers, Lifter())
-        insns = guard(insns, symbols, config.mitigation, handlers)
+        mitigation = "unret" if config.mitigation == SRSO else config.mitigation
+        insns = guard(insns, symbols, mitigation, handlers)
         kernel_cr3 = KERNEL_PGD | (PCID_KERNEL if config.pcid else 0)
         return Target(
             name=self._name,
@@ -244,7 +251,7 @@ class _Loader:
             reserve=symbols.get("atomic_ist_reserve", 512),
             slot_bytes=symbols.get("atomic_ist_slot_size", 176),
             exit_bytes=symbols.get("atomic_ist_exit_size", 0),
-            mitigation=config.mitigation,
+            mitigation=mitigation,
             kernel_spec_ctrl=SPEC_CTRL_KERNEL if config.mitigation == "ibrs" else 0,
             call_alignment=CALL_ALIGNMENT,
             cpunode=NODE << 12 | CPU,
@@ -274,6 +281,8 @@ class _Loader:
                 mark = Place.DELIBERATE | (Place.NO_ROOM if "_overflow" in name else Place(0))
                 for va in _up_to_the_store(insns, address, limit):
                     places[va] = places.get(va, Place(0)) | mark
+        for va, mark in safe_ret.places(self._symbols, insns).items():
+            places[va] = places.get(va, Place(0)) | mark
         return places
 
     def _region_names(self) -> list[str]:
@@ -320,6 +329,9 @@ class _Loader:
         memory.words[percpu + self._symbol("cpu_current_top_of_stack")] = self._symbol("task_stack_top")
         memory.words[self._symbol("__per_cpu_offset") + 8 * CPU] = percpu
         memory.words[percpu + self._symbol("x86_spec_ctrl_current")] = SPEC_CTRL_KERNEL
+        if self._config.mitigation == SRSO:
+            text = self._symbol("__entry_text_start") + KERNEL_TEXT_OFFSET
+            memory.words |= safe_ret.returns(self._symbol("task_stack_top"), text)
         flush = percpu + self._symbol("user_pcid_flush_mask")
         memory.words[flush] = ~sum(1 << pcid for pcid in PCIDS_OF_USERS) & (1 << 64) - 1
         # a bit of what lies behind, cleared by mistake, shows as well

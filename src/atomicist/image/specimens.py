@@ -22,13 +22,12 @@ from typing import Final
 from atomicist.image import bare
 from atomicist.image.bare import BareConfig
 from atomicist.image.errors import ImageError
-from atomicist.isa.predictions import MITIGATIONS
 from atomicist.machine.target import Target
 
 _TEXTS: Final = ("name", "origin", "property", "about")
 _LISTS: Final = ("vectors", "contexts")
 _SWITCHES: Final = ("pti", "pcid", "fsgsbase")
-_CHOICES: Final = {"mitigation": MITIGATIONS, "variant": (*bare.VARIANTS, bare.RFC_V1)}
+_CHOICES: Final = {"mitigation": bare.BUILDS, "variant": (*bare.VARIANTS, bare.RFC_V1)}
 _UNCHECKED: Final = """\
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-only

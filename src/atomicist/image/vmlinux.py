@@ -9,12 +9,13 @@ claim about where its IST stacks become free, so it is enumerated, not certified
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from atomicist.image import linux_atomic
-from atomicist.image.addresses import KERNEL_PGD, USER_PAGE, USER_ROOT_BIT
+from atomicist.image import linux_atomic, safe_ret
+from atomicist.image.addresses import KERNEL_PGD, KERNEL_TEXT_OFFSET, USER_PAGE, USER_ROOT_BIT
 from atomicist.image.cache import cached
 from atomicist.image.errors import ImageError
 from atomicist.image.kernel import parse_kernel
@@ -24,6 +25,7 @@ from atomicist.image.linux import describe
 from atomicist.image.reach import DATA, TABLE
 from atomicist.image.retbleed import guard
 from atomicist.isa.delivery import VECTORS, Gate
+from atomicist.isa.ir import Insn
 from atomicist.isa.lift import MAX_INSN, Lifter
 from atomicist.isa.predictions import IBRS
 from atomicist.machine.memory import PAGE, Page, PageFlag, Region, RegionKind
@@ -41,6 +43,8 @@ _HANDLERS: Final = {
 
 MITIGATION_OF: Final = {"KERNEL_IBRS": "ibrs", "UNRET": "unret", "ENTRY_IBPB": "ibpb"}
 """Feature -> what the CPU that has it set needs (cpu/bugs.c, retbleed_select_mitigation)."""
+
+_SRSO: Final = frozenset({"SRSO", "SRSO_ALIAS"})
 
 _WHOLE: Final = frozenset({"per-CPU area", "cpu_tss_rw", "GDT", "TSS"})
 """Regions that are mapped whole; of the others only what code can touch."""
@@ -98,7 +102,7 @@ class _Loader:
                 {v.name.upper(): Gate(VECTORS[v.name.upper()], v.entry, v.ist) for v in layout.vectors}
             ),
             handlers=MappingProxyType(handlers),
-            places=MappingProxyType(self._places(set(insns) - stubs)),
+            places=MappingProxyType(self._places(insns, stubs)),
             pages=self._pages(set(insns)),
             regions=self._regions(),
             symbols=MappingProxyType(symbols),
@@ -113,8 +117,11 @@ class _Loader:
             kernel_spec_ctrl=IBRS if mitigation == "ibrs" else 0,
         )
 
-    def _places(self, code: set[int]) -> dict[int, Place]:
+    def _places(self, insns: Mapping[int, Insn], stubs: set[int]) -> dict[int, Place]:
+        code = insns.keys() - stubs
         marks = linux_atomic.places(self._kernel, code) if self._atomic else {}
+        known = {n: self._kernel.symbol(n) for n in safe_ret.SAFE_RETS if self._kernel.has(n)}
+        marks |= safe_ret.places(known, {va: insns[va] for va in code})
         return {va: Place.ENTRY | marks.get(va, Place(0)) for va in code}
 
     def _symbols(self) -> dict[str, int]:
@@ -196,8 +203,11 @@ class _Loader:
             except ImageError:
                 continue
             data[offset : offset + 256] = chunk
-        for word in layout.words:
-            if backing <= word.va < backing + PAGE:
-                at = word.va - backing
-                data[at : at + word.size] = word.value.to_bytes(word.size, "little")
+        words = [(word.va, word.size, word.value) for word in layout.words]
+        if layout.features & _SRSO:
+            text = self._kernel.symbol("__entry_text_start") + KERNEL_TEXT_OFFSET
+            words += [(va, 8, to) for va, to in safe_ret.returns(layout.thread_stack.top, text).items()]
+        for va, length, value in words:
+            if backing <= va < backing + PAGE:
+                data[va - backing : va - backing + length] = value.to_bytes(length, "little")
         return bytes(data)

@@ -29,6 +29,10 @@ class Place(IntFlag):
     """Part of a deliberate double fault."""
     NO_ROOM = 8
     """... raised because the main stack has no room."""
+    RET_LEFT = 16
+    """Within a sequence that must not be resumed: of it a RET is left."""
+    LEA_LEFT = 32
+    """... and before the RET a LEA 8(%rsp), %rsp."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Final
 from atomicist.report.history import History
 from atomicist.report.text import name
 from atomicist.spec.events import ERROR_TOKEN
-from atomicist.spec.observer import POISON
+from atomicist.spec.instance import POISON
 
 _FLAGS: Final = (
     ("CF", 0), ("PF", 2), ("AF", 4), ("ZF", 6), ("SF", 7), ("TF", 8), ("IF", 9), ("DF", 10), ("OF", 11),

@@ -22,7 +22,8 @@ from atomicist.machine.target import Place, Target
 from atomicist.search.schedule import Injection, Schedule, ScheduleError
 from atomicist.spec.contexts import Context, find
 from atomicist.spec.events import ERROR_TOKEN
-from atomicist.spec.observer import POISON, Done, DoubleFault, Instance, Observer, Violation, poison
+from atomicist.spec.instance import POISON, Instance, poison
+from atomicist.spec.observer import Done, DoubleFault, Observer, Violation
 from atomicist.spec.properties import BY_KEY
 
 MAX_STEPS: Final = 4_000

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from atomicist.isa.registers import BY_SLOT, SLOTS
-from atomicist.machine.target import Target
+from atomicist.isa.registers import BY_SLOT, REGISTERS, SLOTS
+from atomicist.machine.target import Place, Target
 from atomicist.native.codegen import compiled
 from atomicist.native.engine import NativeEvent, NativeFinding, NativeResult
 from atomicist.search.certificate import Raw, certify
@@ -35,7 +35,15 @@ SHRINK_LIMIT: Final = 300_000
 """Schedules that are walked at most to find a shorter counterexample."""
 
 EXPLORED: Final = ("user", "kernel-task")
-"""Start contexts of an enumeration."""
+"""Start contexts of an enumeration, of any image."""
+
+
+def explored(target: Target) -> tuple[str, ...]:
+    """Start contexts of an enumeration: also those where it is wrong to go on."""
+    inside = int(Place.LEA_LEFT | Place.RET_LEFT)
+    rip = REGISTERS["RIP"].slot
+    there = (c.name for c in contexts(target) if int(target.places.get(c.registers[rip], 0)) & inside)
+    return (*EXPLORED, *there)
 
 
 class Disagreement(Exception):  # noqa: N818 - said of the engines, not of the user
@@ -194,7 +202,7 @@ def verify(
     *,
     vectors: Sequence[int] = (0, 1, 2, 3),
     budget: int = BUDGET,
-    names: Sequence[str] = EXPLORED,
+    names: Sequence[str] = (),
     workers: int = 0,
     listener: Listener = silent,
 ) -> tuple[Result, Replay | None]:
@@ -207,7 +215,12 @@ def verify(
         result, raw = certify(target, vectors=tuple(vectors), workers=workers, listener=listener)
     else:
         result, raw = enumerate_all(
-            target, vectors=vectors, budget=budget, names=names, workers=workers, listener=listener
+            target,
+            vectors=vectors,
+            budget=budget,
+            names=names or explored(target),
+            workers=workers,
+            listener=listener,
         )
     if not raw:
         return replace(result, seconds=time.monotonic() - started), None

@@ -11,10 +11,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
+from atomicist.image import safe_ret
 from atomicist.isa.delivery import KERNEL_CS, KERNEL_DS, VECTORS
 from atomicist.isa.registers import REGISTERS
 from atomicist.machine.memory import WORD, RegionKind
-from atomicist.machine.target import Target
+from atomicist.machine.target import Place, Target
 from atomicist.spec.events import EVENTS
 from atomicist.spec.modes import USER_GSBASE, at_the_border, kernel_mode, register_file, user_mode
 
@@ -128,6 +129,7 @@ def _kernel_rows(target: Target) -> Iterator[tuple[str, str, dict[str, int]]]:
             ):
                 values = kernel_mode(target, region.top - 0x208) | {"TSC_AUX": aux}
                 yield f"kernel-task-tsc-aux-{suffix}", f"kernel mode with TSC_AUX {whose}", values
+            yield from _unfinished_rows(target, region.top - safe_ret.BELOW)
             pcid = target.kernel_cr3 & 0xFFF
             if pcid and target.user_root_bit:
                 other = {"CR3": target.kernel_cr3 ^ pcid | 2}
@@ -167,6 +169,15 @@ def _near_rows(target: Target, rsp: int) -> Iterator[tuple[str, str, dict[str, i
         if at is not None:
             values = kernel_mode(target, rsp) | {"RIP": at - before}
             yield f"kernel-task-{where}", f"kernel mode, RIP right {where} the atomic entries' text", values
+
+
+def _unfinished_rows(target: Target, rsp: int) -> Iterator[tuple[str, str, dict[str, int]]]:
+    """Within each sequence that must not be resumed; the image has the return addresses at ``rsp``."""
+    for va in sorted(target.places):
+        if int(target.places[va]) & int(Place.LEA_LEFT | Place.RET_LEFT):
+            where = target.symbolize(va)
+            about = f"kernel mode in a safe-RET, at {where} ({target.insns[va].text})"
+            yield f"kernel-task-{where}", about, kernel_mode(target, rsp) | {"RIP": va}
 
 
 def _half_kernel_rows(target: Target) -> Iterator[tuple[str, str, dict[str, int]]]:

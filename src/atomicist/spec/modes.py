@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from atomicist.image.addresses import USER_PAGE
+from atomicist.image.addresses import KERNEL_TEXT_OFFSET, USER_PAGE
 from atomicist.isa.delivery import KERNEL_CS, KERNEL_DS, USER_CS, USER_DS
 from atomicist.isa.predictions import EXPOSED_ALL
 from atomicist.isa.registers import GPRS, REGISTERS, SLOTS
@@ -22,7 +22,6 @@ USER_GSBASE: Final = 0x0000_7F00_BA5E_0000
 USER_PCID_BIT: Final = 0x800
 SPEC_CTRL_IBRS: Final = 1
 USER_TEXT: Final = 0x0000_5555_5555_4321
-KERNEL_TEXT_OFFSET: Final = 0x40_0000  # above the entry text: where interrupted kernel code is
 GUEST_TSC_AUX: Final = 0x6E57_A007
 """A guest may choose any.  Taken for what Linux keeps there, this is the number of another CPU."""
 

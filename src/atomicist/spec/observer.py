@@ -20,8 +20,6 @@ every finding of the native model is replayed here before it is shown.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import Final
 
 from atomicist.isa.delivery import MCIP, VECTORS
@@ -32,19 +30,10 @@ from atomicist.machine.memory import PageFlag, Region, RegionKind
 from atomicist.machine.target import Place
 from atomicist.native.tables import CR3_COMPARED, CR3_PCID, CR3_USER_PCID, PT_REGS
 from atomicist.spec.events import ERROR_TOKEN, EVENTS, MASKED_BY_ENTRY
+from atomicist.spec.instance import POISON, Instance
 
 NOT_COMPARED: Final = frozenset({"NMI_BLOCKED", "MCG_STATUS", "SHADOW", "EXPOSED"})
 """What a nested event may change for the context that it interrupted."""
-
-POISON: Final = 0xDEAD_57AC_0000_0000
-
-
-@lru_cache(4096)
-@lru_cache(maxsize=4096)
-def poison(bottom: int, top: int) -> bytes:
-    """What is in [``bottom``, ``top``), whole words, when it has been freed."""
-    return b"".join((POISON | a & 0xFFFFFF).to_bytes(8, "little") for a in range(bottom, top, 8))
-
 
 _CALLER_SAVED: Final = ("RAX", "RCX", "RDX", "RSI", "RDI", "R8", "R9", "R10", "R11")
 _ARITHMETIC: Final = ("CF", "PF", "AF", "ZF", "SF", "OF")
@@ -72,19 +61,6 @@ class Done(Exception):  # noqa: N818 - the end of a run
 
 class DoubleFault(Exception):  # noqa: N818 - the end of a run
     """The entry gave up deliberately, and had cause to."""
-
-
-@dataclass(slots=True)
-class Instance:
-    """One delivered event: its ``vector``, the ``context`` it interrupted."""
-
-    vector: str
-    context: dict[str, int]
-    in_entry: bool
-    handled: bool = False
-    abandoned: bool = False
-    frame: int = 0
-    """Address of the frame that hardware pushed for it."""
 
 
 def pack_flags(registers: dict[str, int]) -> int:
@@ -133,6 +109,8 @@ class Observer:
 
     def _start_live(self) -> None:
         rsp, user = self.machine["RSP"], self._user()
+        # what the first context will not see again: see `Instance.finish`
+        popped = (16 if self.marked(Place.LEA_LEFT) else 8) if self._unfinished() else 0
         for region in self.target.regions:
             here = not user and not self.no_stack and region.bottom <= rsp <= region.top
             live = region.top
@@ -140,9 +118,9 @@ class Observer:
                 # in the SYSCALL gap the entry stack is empty: nobody comes or goes by it
                 gap = self.no_stack and region.kind is RegionKind.ENTRY_STACK
                 free = gap or (user and region.kind is not RegionKind.IRQ_STACK)
-                live = rsp if here else region.top if free else region.bottom
+                live = rsp + popped if here else region.top if free else region.bottom
             elif region.kind is RegionKind.MAIN_STACK and here:
-                live = rsp
+                live = rsp + popped
             self._live[region.name] = live
 
     def store(self, address: int, size: int, value: int) -> None:
@@ -180,7 +158,11 @@ class Observer:
             context["RF"] = 1
         in_entry = self.marked(Place.ENTRY) and not self._user()
         instance = Instance(vector, context, in_entry)
-        region = self.target.region(context["RSP"])
+        if self._unfinished() and not instance.finish(
+            self.machine.memory, lea_left=self.marked(Place.LEA_LEFT)
+        ):
+            raise Violation("UNMAPPED", f"{instance.rsp:#x}")
+        region = self.target.region(self.machine["RSP"])
         saved = None
         movable = region is not None and region.kind not in (RegionKind.OTHER, RegionKind.IST_STACK)
         ours = self.instances and region is not None and movable and not self._user()
@@ -194,6 +176,9 @@ class Observer:
         self.early = self.claims
         return instance
 
+    def _unfinished(self) -> bool:
+        return self.marked(Place.RET_LEFT | Place.LEA_LEFT) and not self._user()
+
     def committed(self) -> list[Region]:
         """A commit label was reached: the IST stacks that are free from here."""
         main = self.target.main_stack()
@@ -203,7 +188,7 @@ class Observer:
         self.masked.clear()
         free = [r for r in self.target.regions if r.kind is RegionKind.IST_STACK]
         for instance in self.instances[1:]:
-            if any(r.holds(instance.context["RSP"]) for r in free):
+            if any(r.holds(instance.rsp) for r in free):
                 instance.abandoned = True
                 # it is nowhere any more, so nothing can return to it
                 instance.context = dict.fromkeys(instance.context, 0)
@@ -272,11 +257,13 @@ class Observer:
         shown = {name: self.machine.memory.word(regs + 8 * i) for i, name in enumerate(PT_REGS)}
         if any(value is None for value in shown.values()):
             raise Violation("HANDLER_CONTEXT", "RDI (pt_regs)", None, regs)
-        wrong = None
+        wanted, wrong = instance.context, None
+        if instance.hit is not None and shown["RIP"] == instance.hit["RIP"]:
+            wanted = wanted | instance.hit  # it may be finished before the handler or behind it
         for name in PT_REGS:
             if name == "ORIG_RAX":
                 continue
-            expected = pack_flags(instance.context) if name == "RFLAGS" else instance.context[name]
+            expected = pack_flags(wanted) if name == "RFLAGS" else wanted[name]
             if shown[name] != expected and wrong is None:
                 wrong = Violation("HANDLER_CONTEXT", name, expected, shown[name])
         open_below = any(not i.handled for i in self.instances[: self.instances.index(instance)])
@@ -314,13 +301,14 @@ class Observer:
     def returned(self) -> None:
         """IRET or SYSRET was executed: judge the state. Raises `Done` at the end."""
         now = self.context()
+        if self._unfinished():
+            raise Violation("RESUMED_INSIDE", "RIP", self._first_rip(), now["RIP"])
         where = ("RIP", "RSP", "CS")
         matches = [i for i, x in enumerate(self.instances) if all(x.context[n] == now[n] for n in where)]
         if not matches:
             if not self._user() and self.marked(Place.ENTRY):
                 return
-            first = self.instances[0].context["RIP"] if self.instances else None
-            raise Violation("LOST_CONTEXT", "RIP", first, now["RIP"])
+            raise Violation("LOST_CONTEXT", "RIP", self._first_rip(), now["RIP"])
         index = matches[-1]
         for name, expected in self.instances[index].context.items():
             if name not in NOT_COMPARED and now[name] != expected:
@@ -343,6 +331,9 @@ class Observer:
             if self.expect_df:
                 raise Violation("NO_DOUBLE_FAULT", "RIP", None, now["RIP"])
             raise Done
+
+    def _first_rip(self) -> int | None:
+        return self.instances[0].context["RIP"] if self.instances else None
 
     def deliberate(self) -> None:
         """The entry raised a double fault on purpose: raise `DoubleFault` if it had
@@ -373,20 +364,20 @@ class Observer:
         index = len(self.instances) - 1
         while index > 0:
             context = self.instances[index].context
-            region = self.target.region(context["RSP"])
+            region = self.target.region(self.instances[index].rsp)
             if context["CS"] & 3 or region is None or region.kind is not RegionKind.IST_STACK:
                 break
             index -= 1
-        context = self.instances[index].context
+        context, rsp = self.instances[index].context, self.instances[index].rsp
         base = main.top
         if not context["CS"] & 3 and not self.no_stack:
-            if main.holds(context["RSP"]):
-                base = context["RSP"] & ~15
-            region = self.target.region(context["RSP"])
+            if main.holds(rsp):
+                base = rsp & ~15
+            region = self.target.region(rsp)
             if (
                 region is not None
                 and region.kind is RegionKind.ENTRY_STACK
-                and context["RSP"] - region.bottom < self.target.exit_bytes
+                and rsp - region.bottom < self.target.exit_bytes
             ):
                 return True
         levels = len(self.instances) - index

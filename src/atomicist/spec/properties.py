@@ -116,6 +116,9 @@ _TABLE: Final = (
     Property("IST029", "DOUBLE_FAULT_REGS", "a deliberate double fault tells its handler where the registers are",
              "The entry gave up with cause, but RDI is not the ongoing entry's pt_regs: what the #DF handler prints is wrong.",
              "Load RDI on every way to the double fault."),
+    Property("IST030", "RESUMED_INSIDE", "a sequence that must not be interrupted is not resumed",
+             "A return leads into a safe-RET sequence. What ran meanwhile may have trained the return that is left (SRSO).",
+             "Leave in pt_regs what the rest of the sequence would: RIP from the stack, RSP behind it."),
 )  # fmt: skip
 
 PROPERTIES: Final = MappingProxyType({p.number: p for p in _TABLE})

@@ -391,6 +391,9 @@ static int try_event(struct search *s, u32 chain, u32 vector, u64 *count)
 	u64 mine = 0;
 	int st;
 
+	/* which of these contexts are alike is not known */
+	if (unfinished(insn_at(m, m->r[REG_RIP])) && !(m->r[REG_CS] & 3))
+		return report(m, P_UNMODELLED, m->r[REG_RIP], NSLOTS, 0, 0);
 	for (u32 *at = head; s->mode != BRUTE && *at; at = &s->memo[*at - 1].next) {
 		struct memo *memo = &s->memo[*at - 1];
 		bool part, known;
@@ -789,12 +792,18 @@ static void coverage(struct search *s, struct scope *root, const u64 *regs)
 {
 	struct machine *m = s->m;
 	struct region *reg = region_of(m, regs[REG_RSP]);
+	const struct insn *here;
 	u64 from = regs[REG_RSP];
 	u32 words = reg ? (u32)((reg->top - reg->bottom) / 8) : 0;
 
 	memset(s->covers, 1, m->im->ninsns);
 	memset(s->covers_rsp, 1, MAX_STACK_WORDS);
 	memset(s->covers_key, 1, sizeof(s->covers_key));
+	/* within a sequence that must not be resumed another context is to be resumed */
+	here = insn_at(m, regs[REG_RIP]);
+	for (u32 k = 0; k < m->im->ninsns; k++)
+		if (&m->im->insns[k] != here && (unfinished(here) || unfinished(&m->im->insns[k])))
+			s->covers[k] = 0;
 	words = words < MAX_STACK_WORDS ? words : MAX_STACK_WORDS;
 	for (u32 i = 0; i < root->ncon; i++) {
 		const struct constraint *c = &root->con[i];
@@ -833,7 +842,7 @@ static void coverage(struct search *s, struct scope *root, const u64 *regs)
 	for (u32 k = 0; k < words; k++) {
 		u64 rsp = reg->bottom + 8 * k;
 
-		if (m->absolute >> reg->kind & 1 && rsp != from)
+		if ((m->absolute >> reg->kind & 1 || unfinished(here)) && rsp != from)
 			s->covers_rsp[k] = 0;
 		for (u32 n = 1; n < 32; n++)
 			if (m->refused_levels >> n & 1 && !no_room_for(m, m->no_stack ? 0 : rsp, n))
@@ -905,6 +914,26 @@ bool holds_for(struct search *s, const u64 *regs)
 }
 
 /*
+ * Where a start context is in the middle of a sequence that must not be resumed, the return
+ * address is given with it, as its RIP is: it is no memory that may hold anything.
+ */
+static void given_words(struct machine *m)
+{
+	const u64 rsp = m->r[REG_RSP];
+	struct region *reg = region_of(m, rsp);
+
+	if (!unfinished(insn_at(m, m->r[REG_RIP])) || m->r[REG_CS] & 3 || !reg || reg->kind != TASK_STACK)
+		return;
+	for (u64 va = rsp; va < rsp + 16 && va < reg->top; va += 8) {
+		const int p = find_page(m, va);
+		const u32 w = (u32)p * WORDS + (u32)(va & (PAGE - 1)) / 8;
+
+		m->mnode[w] = 0;
+		m->mscope[w] = m->scope->id;
+	}
+}
+
+/*
  * All nestings from the context `regs` with `vector` first.
  * Returns GOES_ON or FOUND; details are in the machine and the search.
  */
@@ -946,6 +975,7 @@ int certify(struct search *s, const u64 *regs, u32 vector, u32 expect_df, u32 no
 	root->parent = NULL;
 	m->scope = m->outer = root;
 	begin(m, regs);
+	given_words(m);
 
 	st = push_event(m, vector);
 	if (st == GOES_ON)

@@ -59,6 +59,8 @@ enum place {
 	COMMITTED	= 2,	/* label: from here the IST stacks are free */
 	DELIBERATE	= 4,	/* part of a deliberate double fault */
 	NO_ROOM		= 8,	/* ... for want of room on the main stack */
+	RET_LEFT	= 16,	/* of a sequence that must not be resumed a RET is left */
+	LEA_LEFT	= 32,	/* ... and before it a LEA 8(%rsp), %rsp */
 };
 
 enum page_flags {
@@ -210,7 +212,9 @@ struct instance {
 	u32 abandoned;
 	u32 gone;		/* its context no longer exists: see context() */
 	u32 in_entry;		/* hit entry code of a kernel-mode context */
-	u64 x[NSLOTS];		/* the context that it interrupted */
+	u64 x[NSLOTS];		/* the context that it interrupted, and that is to be resumed */
+	bool finished;		/* that is not where it was hit: see finish() */
+	u64 hit_rip, hit_rsp;
 	u32 live_region;	/* region whose live bound this event moved, or ~0 */
 	u64 old_live;
 	u64 error;
@@ -251,6 +255,12 @@ static const u64 no_context[NSLOTS] __attribute__((unused));
 static inline const u64 *context(const struct instance *in)
 {
 	return in->gone ? no_context : in->x;
+}
+
+/* Where RSP was when `in` hit. */
+static inline u64 hit_rsp(const struct instance *in)
+{
+	return in->finished && !in->gone ? in->hit_rsp : context(in)[REG_RSP];
 }
 
 struct machine;
@@ -407,6 +417,12 @@ static inline void take_back(u64 *mem, const u64 *u, const u64 *first)
 		for (const u64 *from = u, *const end = u + n; from < end; from += ROW, to += ROW)
 			*(row *)to = *(const row *)from;
 	}
+}
+
+/* Is that within a sequence that must not be resumed? */
+static inline bool unfinished(const struct insn *in)
+{
+	return in && in->place & (RET_LEFT | LEA_LEFT);
 }
 
 static inline u32 tlb_slot(u64 va)

@@ -82,14 +82,14 @@ static bool no_room(struct machine *m)
 	if (!main)
 		return false;
 	for (; j > 0; j--) {
-		reg = region_of(m, context(&m->inst[j])[REG_RSP]);
+		reg = region_of(m, hit_rsp(&m->inst[j]));
 		if (user(context(&m->inst[j])) || !reg || reg->kind != IST_STACK)
 			break;
 	}
 	levels = m->ninst - j;
 	m->refused_levels |= 1u << levels;
 	x = context(&m->inst[j]);
-	return no_room_for(m, user(x) || m->no_stack ? 0 : x[REG_RSP], levels);
+	return no_room_for(m, user(x) || m->no_stack ? 0 : hit_rsp(&m->inst[j]), levels);
 }
 
 /* Its handler is told where the ongoing entry's registers are. */
@@ -129,6 +129,9 @@ void start_live(struct machine *m)
 {
 	u64 rsp = m->r[REG_RSP];
 	bool from_user = user(m->r);
+	const struct insn *at = insn_at(m, m->r[REG_RIP]);
+	/* what it will not see again: see finish() */
+	u64 popped = !unfinished(at) ? 0 : at->place & LEA_LEFT ? 16 : 8;
 
 	for (u32 i = 0; i < m->im->nregions; i++) {
 		struct region *reg = &m->regions[i];
@@ -139,9 +142,9 @@ void start_live(struct machine *m)
 		bool empty = (from_user && reg->kind != IRQ_STACK) || (m->no_stack && reg->kind == ENTRY_STACK);
 
 		if (reg->kind == TASK_STACK || reg->kind == ENTRY_STACK || reg->kind == IRQ_STACK)
-			live = here ? rsp : empty ? reg->top : reg->bottom;
+			live = here ? rsp + popped : empty ? reg->top : reg->bottom;
 		else if (reg->kind == MAIN_STACK && here)
-			live = rsp;
+			live = rsp + popped;
 		set_live(m, reg, live);
 	}
 }
@@ -156,6 +159,23 @@ void begin(struct machine *m, const u64 *regs)
 	m->root = m->im->user_root_bit && (m->r[REG_CR3] & m->im->user_root_bit);
 	m->early = false;
 	start_live(m);
+}
+
+/*
+ * Hit within a sequence that must not be resumed, a context is to be resumed as the rest of
+ * the sequence would leave it: RET, or LEA 8(%rsp), %rsp and RET.
+ */
+static int finish(struct machine *m, struct instance *in, const struct insn *at)
+{
+	u64 sp = m->r[REG_RSP] + (at->place & LEA_LEFT ? 8 : 0);
+
+	in->hit_rip = m->r[REG_RIP];
+	in->hit_rsp = m->r[REG_RSP];
+	in->finished = true;
+	if (!read_word(m, sp, &in->x[REG_RIP]))
+		return report(m, P_UNMAPPED, sp, REG_RSP, 0, sp);
+	in->x[REG_RSP] = sp + 8;
+	return GOES_ON;
 }
 
 int push_event(struct machine *m, u32 vector)
@@ -178,11 +198,17 @@ int push_event(struct machine *m, u32 vector)
 	copy_file(in->x, m->r);
 	if (vector_fault_class[vector])
 		in->x[REG_RF] = 1;
+	in->finished = false;
+	if (unfinished(at) && !user(m->r)) {
+		st = finish(m, in, at);
+		if (st != GOES_ON)
+			return st;
+	}
 	reg = region_of(m, m->r[REG_RSP]);
-	if (m->ninst && reg && !user(m->r) && reg->kind > IST_STACK && reg->live > m->r[REG_RSP]) {
+	if (m->ninst && reg && !user(m->r) && reg->kind > IST_STACK && reg->live > in->x[REG_RSP]) {
 		in->live_region = (u32)(reg - m->regions);
 		in->old_live = reg->live;
-		set_live(m, reg, m->r[REG_RSP]);
+		set_live(m, reg, in->x[REG_RSP]);
 	}
 	m->ninst++;
 	m->sched[m->nsched++] = (struct event){ .vector = vector, .steps = m->steps, .rip = m->r[REG_RIP] };
@@ -219,6 +245,15 @@ static void same_origin(struct machine *m, u32 node, u32 slot, u64 val)
 		require_origin(m, slot, val);
 }
 
+/*
+ * What RIP or RSP is where the sequence is finished for the first context, must be that. It
+ * comes from the memory below that context's stack, and there from nowhere else.
+ */
+static bool is_finished(const struct instance *in, u32 slot)
+{
+	return in->finished && (slot == REG_RIP || slot == REG_RSP);
+}
+
 static int check_frame(struct machine *m, struct instance *in, u64 regs, bool first)
 {
 	const u64 *x = context(in);
@@ -235,6 +270,9 @@ static int check_frame(struct machine *m, struct instance *in, u64 regs, bool fi
 	for (u32 i = 0; i < NPT; i++) {
 		u64 expected = pt_slot[i] == REG_FLAGS_IMAGE ? pack_flags(x) : x[pt_slot[i]];
 
+		/* it may be finished before the handler or behind it */
+		if (is_finished(in, pt_slot[i]) && rip == in->hit_rip)
+			expected = pt_slot[i] == REG_RIP ? in->hit_rip : in->hit_rsp;
 		if (!read_word(m, regs + pt_offset[i], &val))
 			return report(m, P_HANDLER_CONTEXT, regs, REG_RDI, 0, regs);
 		if (val != expected) {
@@ -244,6 +282,8 @@ static int check_frame(struct machine *m, struct instance *in, u64 regs, bool fi
 				bad_expected = expected;
 				bad_found = val;
 			}
+		} else if (first && m->shadow && is_finished(in, pt_slot[i])) {
+			require(m, word_node(m, regs + pt_offset[i]), val);
 		} else if (first && m->shadow && pt_slot[i] != REG_FLAGS_IMAGE) {
 			same_origin(m, word_node(m, regs + pt_offset[i]), pt_slot[i], val);
 		} else if (first && m->shadow) {
@@ -515,6 +555,12 @@ int at_return(struct machine *m)
 		if (x[REG_RIP] == m->r[REG_RIP] && x[REG_RSP] == m->r[REG_RSP] && x[REG_CS] == m->r[REG_CS])
 			break;
 	}
+	if (unfinished(to) && !user(m->r)) {
+		if (m->shadow)
+			require(m, leaf(m, REG_RIP), m->r[REG_RIP]);
+		return report(m, P_RESUMED_INSIDE, m->r[REG_RIP], REG_RIP, m->ninst ? m->inst[0].x[REG_RIP] : 0,
+			      m->r[REG_RIP]);
+	}
 	if (j == ~0u) {
 		if (!user(m->r) && to && to->place & IN_ENTRY) {
 			/* back into the entry: its own business, on constants it made */
@@ -533,7 +579,9 @@ int at_return(struct machine *m)
 			continue;
 		if (m->r[slot] != x[slot])
 			return report(m, P_RESUMED_CONTEXT, m->pc, slot, x[slot], m->r[slot]);
-		if (j == 0 && m->shadow && !set_by_rule(in, slot))
+		if (j == 0 && m->shadow && is_finished(in, slot))
+			require(m, leaf(m, slot), m->r[slot]);
+		else if (j == 0 && m->shadow && !set_by_rule(in, slot))
 			same_origin(m, leaf(m, slot), slot, m->r[slot]);
 	}
 	/* an IRET unblocks NMIs; a way out without one leaves them blocked for good */
