@@ -20,7 +20,8 @@ from atomicist.native import layout
 from atomicist.native.build import runtime_sources, shared_object
 from atomicist.native.tables import CODE_NUMBER, FREE_SLOTS, KEY_SLOTS, render
 
-UNITS = ("memory.c", "shadow.c", "exec.c", "observe.c", "free.c", "certify.c", "enumerate.c", "api.c")
+UNITS = ("runtime.c",)
+FLAGS = ("-O3",)
 FLOWS = tuple(Flow)
 MAX_STACK_WORDS = 4096
 MAX_CANDIDATES = 32
@@ -162,7 +163,7 @@ class Engine:
     ) -> None:
         """Raises `native.build.BuildError` if there is no working compiler."""
         sources = runtime_sources() | {"tables.h": render(properties, events, error_token)}
-        self._lib = c.CDLL(str(shared_object(sources, UNITS)))
+        self._lib = c.CDLL(str(shared_object(sources, UNITS, FLAGS)))
         self._lib.atomicist_new.restype = c.c_void_p
         for name in (
             "findings", "emitted", "covers", "covers_rsp", "covers_key", "free_registers", "ran", "delivered",

@@ -1,10 +1,24 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /* The entry points that Python calls; nothing else is visible outside. */
 #include <stdlib.h>
+#include <sys/mman.h>
 
 #include "search.h"
 
 #define EXPORT __attribute__((visibility("default")))
+
+#define HUGE_PAGE (2ul << 20)
+
+/* Memory, not cleared, for a table that is read here and there: in large pages, if there are any. */
+static void *table(size_t count, size_t size)
+{
+	size_t bytes = (count * size + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1);
+	void *p = aligned_alloc(HUGE_PAGE, bytes);
+
+	if (p)
+		madvise(p, bytes, MADV_HUGEPAGE);
+	return p;
+}
 
 static void forget_insns(struct machine *m)
 {
@@ -153,9 +167,9 @@ EXPORT struct search *atomicist_new(const struct image *im)
 	m->log = malloc(m->caplog * sizeof(*m->log));
 	m->saved = malloc(m->capsaved * sizeof(*m->saved));
 	m->known = calloc(known_size(im), sizeof(*m->known));
-	m->nodes = malloc(m->capnodes * sizeof(*m->nodes));
-	m->lazies = malloc(m->caplazies * sizeof(*m->lazies));
-	m->node_hash = calloc(1u << (32 - HASH_SHIFT_MOST), sizeof(*m->node_hash));
+	m->nodes = table(m->capnodes, sizeof(*m->nodes));
+	m->lazies = table(m->caplazies, sizeof(*m->lazies));
+	m->node_hash = table(1u << (32 - HASH_SHIFT_MOST), sizeof(*m->node_hash));
 	m->ran = calloc(im->ninsns + 1, 1);
 	m->delivered = calloc((size_t)im->ninsns * NVEC + 1, sizeof(*m->delivered));
 	m->offered = calloc((size_t)im->ninsns * NVEC + 1, sizeof(*m->offered));

@@ -112,7 +112,7 @@ static void cut_where(struct cells *c, const struct linear *l, u64 value)
 }
 
 /* Where can it, compared with `with` in any way, change its answer? */
-static void compared(struct cells *c, const struct linear *l, u64 with)
+static void compared_with(struct cells *c, const struct linear *l, u64 with)
 {
 	const u64 top = 1ull << 63;
 
@@ -153,7 +153,7 @@ static void borders(struct cells *c, u32 node)
 			if (reads(m, other, c->slot)) {
 				c->unknown = true;
 			} else if (linear(c, here, &l)) {
-				compared(c, &l, with);
+				compared_with(c, &l, with);
 			} else if (m->nodes[here].code == CODE_INT_SRIGHT && !m->nodes[here].b &&
 				   linear(c, m->nodes[here].a, &l)) {
 				cut_where(c, &l, with << m->nodes[here].vb);
@@ -197,7 +197,7 @@ bool free_cells(struct search *s, struct scope *root, u32 slot, struct free_regi
 		if (con->kind != VALUE)
 			c.unknown = true;
 		else if (linear(&c, con->node, &l))
-			compared(&c, &l, con->val);
+			compared_with(&c, &l, con->val);
 		else
 			borders(&c, con->node);
 	}
