@@ -22,9 +22,11 @@ contexts get deeper until the entry itself refuses for want of room.
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Final
 
 from atomicist.isa.registers import BY_SLOT, SLOTS
@@ -66,14 +68,34 @@ def _certify(task: _Task) -> NativeResult:
     )
 
 
+def _covered(context: Context, known: Context | None) -> bool:
+    """Whether ``known`` asks for all that ``context``, of another name, asks for."""
+    return (
+        known is not None
+        and (known.expect_df, known.no_stack) == (context.expect_df, context.no_stack)
+        and (known.only in ("", context.only))
+    )
+
+
 class Certifier:
     """The worklist of contexts and what is certified of them."""
 
-    def __init__(self, target: Target, vectors: tuple[int, ...], listener: Listener) -> None:
+    def __init__(
+        self, target: Target, vectors: tuple[int, ...], listener: Listener, also: Sequence[Target] = ()
+    ) -> None:
+        """``also``: targets that are `joined.same_machine`, whose start contexts are covered as well."""
         self._target = target
         self._vectors = vectors
         self._listener = listener
         self._start = contexts(target)
+        self._chosen = list(chosen(target))
+        for number, other in enumerate(also, start=1):
+            known = {c.registers: c for c in self._start}
+            more = [replace(c, name=f"{c.name}/{number}") for c in contexts(other)]
+            self._start += tuple(c for c in more if not _covered(c, known.get(c.registers)))
+            for some in chosen(other):
+                if not _covered(some.base, known.get(some.base.registers)):
+                    self._chosen.append(some.named(f"{some.base.name}/{number}"))
         self._reach = Reach(target)
         self._done = 0
         self.coverage = Coverage()
@@ -109,7 +131,7 @@ class Certifier:
 
     def _choose(self, workers: Workers) -> None:
         """Cover every value of the registers that a user chooses."""
-        todo = [(some, some.base) for some in chosen(self._target)]
+        todo = [(some, some.base) for some in self._chosen]
         while todo and len(self.findings) < STOP_AFTER:
             for _, context in todo:
                 self._reach.begin(context)
@@ -191,18 +213,30 @@ class Certifier:
             )
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the garbage collector: a search makes millions of objects, none of them in a cycle."""
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()
+
+
 def certify(
     target: Target, *, vectors: tuple[int, ...] = (0, 1, 2, 3), workers: int = 0, listener: Listener = silent,
-    make: type[Workers] = Workers,
+    make: type[Workers] = Workers, also: Sequence[Target] = (),
 ) -> tuple[Result, tuple[Raw, ...]]:  # fmt: skip
-    """Certify ``target``; the result without its findings, and the raw findings.
+    """Certify ``target``; the result without its findings, and the raw findings.  ``also``: see `Certifier`.
 
     A KeyboardInterrupt ends it cleanly: the result says what was covered."""
     started = time.monotonic()
     present = tuple(v for v in vectors if EVENTS[v] in target.gates)
-    certifier = Certifier(target, present, listener)
+    certifier = Certifier(target, present, listener, also)
     interrupted = False
-    with make(target, workers or default_workers(), certifier.key_values()) as pool:
+    with make(target, workers or default_workers(), certifier.key_values()) as pool, _uncollected():
         try:
             certifier.run(pool)
         except KeyboardInterrupt:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from atomicist.isa.registers import REGISTERS
@@ -54,6 +54,10 @@ class Chosen:
         self._names = ("RSP",) if base.no_stack else FREE_SLOTS
         self._boxes: list[_Box] = []
         self._asked: set[tuple[int, ...]] = set()
+
+    def named(self, name: str) -> Chosen:
+        """The same, nothing of it covered, under another name."""
+        return Chosen(self._target, replace(self.base, name=name))
 
     def took(self, results: Sequence[NativeResult]) -> str:
         """Note what holds for the context of ``results``; why it cannot be told, if so."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -40,6 +41,15 @@ def rows(
             SWITCHES, mitigations, variants, compilers
         )
     )
+
+
+def jobs(some: Sequence[BareConfig]) -> tuple[tuple[BareConfig, ...], ...]:
+    """``some`` rows, those together that differ in nothing but the contexts that they start from:
+    PCID, where there is no page-table isolation.  In the order of the first of each."""
+    found: dict[BareConfig, list[BareConfig]] = {}
+    for config in some:
+        found.setdefault(config if config.pti else replace(config, pcid=True), []).append(config)
+    return tuple(tuple(together) for together in found.values())
 
 
 def checker_id() -> str:

@@ -16,6 +16,14 @@ class Group:
 
     key: tuple[int, ...]
     region: int
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # it is looked up a million times
+        object.__setattr__(self, "_hash", hash((self.key, self.region)))
+
+    def __hash__(self) -> int:
+        return self._hash
 
 
 @dataclass(frozen=True, slots=True, eq=False)

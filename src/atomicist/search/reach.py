@@ -12,6 +12,7 @@ nothing new is met: a fixed point over sets, not over single contexts.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -94,10 +95,10 @@ class _Set:
 
 @dataclass(slots=True)
 class _Sets:
-    """The sets of one group by RIP; ``changes`` counts what was added to them."""
+    """The sets of one group by RIP; ``changes``: the RIP of whatever was added to them, in order."""
 
-    by_rip: dict[int, _Set] = field(default_factory=dict)
-    changes: int = 0
+    by_rip: defaultdict[int, _Set] = field(default_factory=lambda: defaultdict(_Set))
+    changes: list[int] = field(default_factory=list)
 
 
 class Reach:
@@ -106,7 +107,7 @@ class Reach:
     def __init__(self, target: Target) -> None:
         self._target = target
         self._index = {va: i for i, va in enumerate(sorted(target.insns))}
-        self._sets: dict[Group, _Sets] = {}
+        self._sets: defaultdict[Group, _Sets] = defaultdict(_Sets)
         self._shapes: dict[bytes, tuple[Way, int]] = {}
         self._ways: dict[tuple[Group, int, tuple[int | None, ...], bool, bool], Way] = {}
         self._certificates: list[_Certificate] = []
@@ -159,13 +160,13 @@ class Reach:
         return True
 
     def _add(self, group: Group, rip: int, words: int, source: _Source) -> bool:
-        sets = self._sets.setdefault(group, _Sets())
-        known = sets.by_rip.setdefault(rip, _Set())
+        sets = self._sets[group]
+        known = sets.by_rip[rip]
         added = words & ~known.words
         if not added:
             return False
         self._time += 1
-        sets.changes += 1
+        sets.changes.append(rip)
         known.words |= added
         known.sources.append(_Added(self._time, added, source))
         return True
@@ -280,11 +281,11 @@ class Reach:
 
     def _follow(self, group: Group, certificate: _Certificate, followed: _Followed) -> bool:
         sets = self._sets[group]
-        if sets.changes == followed.changes:
+        seen, followed.changes = followed.changes, len(sets.changes)
+        if seen == followed.changes:
             return False
-        followed.changes = sets.changes
         members = 0
-        for rip in certificate.rips & sets.by_rip.keys():
+        for rip in certificate.rips.intersection(sets.changes[seen:]):
             known = sets.by_rip[rip]
             known.covered |= certificate.rsps
             members |= known.words
@@ -293,7 +294,7 @@ class Reach:
         new = members & ~followed.members
         if not new:
             return False
-        followed.members = members
+        followed.members |= new
         changed = False
         for way, some in certificate.met.items():
             where = way.group_for(group)
@@ -315,7 +316,7 @@ class Reach:
         group: Group,
         members: int,
     ) -> bool:
-        sets = self._sets.setdefault(where, _Sets())
+        sets = self._sets[where]
         changed = False
         for m in some:
             known = sets.by_rip.get(m.rip)

@@ -146,8 +146,11 @@ class Workers:
     def __enter__(self) -> Self:
         _here.target, _here.engine, _here.compiled = self._target, None, None
         _here.candidates = self._candidates
-        new_engine(self._target).close()  # compile once, and fail here if there is no compiler
-        if self._count > 1:
+        # compile once, and fail here if there is no compiler
+        if self._count <= 1:
+            engine()
+        else:
+            new_engine(self._target).close()
             fork = multiprocessing.get_context("fork")
             for _ in range(self._count):
                 here, there = fork.Pipe()
