@@ -6,12 +6,12 @@ place deep in the handler of #DB, where perhaps a machine check comes, and on to
 there an instruction is replaced by a jump to itself, and all CPUs go on.  At the end the instruction is put
 back, the handlers return, and the self-test must find nothing.
 
-==============  ========================================================================
-sysrq-l         an NMI on the main stack shows the trace of what it interrupted there: all
-                return addresses, what each event interrupted, and the stacks, in order
-/proc/PID/stack  of a task that runs on another CPU nothing is shown, whatever stack it is on
-                (arch/x86/include/asm/unwind.h, task_on_another_cpu()); of all others, all
-==============  ========================================================================
+================  ======================================================================
+sysrq-l           an NMI on the main stack shows the trace of what it interrupted there: all
+                  return addresses, what each event interrupted, and the stacks, in order
+/proc/PID/stack   of a task that runs on another CPU nothing is shown, whatever stack it is on
+                  (arch/x86/include/asm/unwind.h, task_on_another_cpu()); of all others, all
+================  ======================================================================
 """
 
 from __future__ import annotations
