@@ -129,7 +129,9 @@ def test_inject(entry: str) -> None:
 def test_cost() -> None:
     status, found = run("cost", str(TREE), "--entry", "atomic", "--entry", "legacy")
     assert status == 0
-    assert all(p["total"] > 0 for row in found["cost"] for p in row["paths"])
+    for row in found["cost"]:
+        assert all(p["total"] == sum(count for _, count in p["stages"]) > 0 for p in row["paths"])
+        assert all(row["nmis_per_cpu_second"])
 
 
 @in_full

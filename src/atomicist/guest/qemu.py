@@ -15,6 +15,7 @@ monitor  QMP; gdb: the gdbstub; both sockets in a directory of our own
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import signal
 import subprocess
@@ -222,6 +223,14 @@ class Vm:
     def running(self) -> bool:
         """Whether QEMU is there."""
         return self._process.poll() is None
+
+    def cpu_seconds(self) -> float:
+        """What the machine has worked for QEMU until now, in seconds. Raises `GuestGone`."""
+        try:
+            fields = Path(f"/proc/{self._process.pid}/stat").read_text(encoding="ascii").rpartition(")")[2]
+        except OSError:
+            raise GuestGone(self.obituary()) from None
+        return sum(map(int, fields.split()[11:13])) / os.sysconf("SC_CLK_TCK")
 
     def obituary(self) -> str:
         """What is to be said of a QEMU that ended by itself."""
