@@ -18,6 +18,7 @@ from atomicist.isa.lift import Lifter
 from atomicist.isa.registers import REGISTERS
 from atomicist.machine.target import Place, Target
 from atomicist.native.build import cache_dir
+from atomicist.search.certificate import certify
 from atomicist.search.replay import Timed, find_context, replay_timed
 from atomicist.search.verify import EXPLORED, explored
 from atomicist.search.workers import new_engine
@@ -150,3 +151,19 @@ def test_the_specimen_differs_in_nothing_else(safe: Target) -> None:
     assert Place.LEA_LEFT in resumed.places.values()
     assert judged(resumed, "kernel-task", "NMI")[0] == ""
     assert judged(resumed, INSIDE[1], "NMI")[0] == "IST030"
+
+
+@pytest.mark.slow
+def test_an_entry_that_runs_one_itself_is_not_closed(tmp_path: Path) -> None:
+    """There the return address is in memory of which a certificate knows nothing."""
+    kernel = shutil.copytree(bare.kernel_source(), tmp_path / "kernel")
+    untrain, check = kernel / "bare" / "untrain.S", kernel / "bare" / "check.sh"
+    text, last = untrain.read_text(), "\tjmp\t__x86_return_thunk\n"
+    assert text.count(last) == 1
+    untrain.write_text(text.replace(last, "\tcall\tsrso_safe_ret\n\tud2\n"))
+    check.write_text("#!/bin/sh\n# SPDX-License-Identifier: GPL-2.0-only\n")
+    target = bare.load(bare.build(kernel, CONFIG, tmp_path), CONFIG)
+    result, raw = certify(target, vectors=(EVENTS.index("NMI"),))
+    assert not raw
+    assert not result.closed
+    assert result.open_because.endswith("depends on memory that it does not own at srso_safe_ret")

@@ -379,6 +379,34 @@ static void note_double_fault(struct search *s, u32 chain)
 	note_end(s, &s->told, mix(mix(end, m->pc), m->r[REG_RAX]));
 }
 
+/*
+ * Where a start context is in the middle of a sequence that must not be resumed, the return
+ * address is given with it, as its RIP is: it is no memory that may hold anything.  Where an
+ * entry runs such a sequence itself, it is not; then false, and the search is not closed.
+ */
+static bool given_words(struct search *s)
+{
+	struct machine *m = s->m;
+	const u64 rsp = m->r[REG_RSP];
+	struct region *reg = region_of(m, rsp);
+
+	if (!unfinished(insn_at(m, m->r[REG_RIP])) || m->r[REG_CS] & 3)
+		return true;
+	if (m->ninst || !reg || reg->kind != TASK_STACK) {
+		s->broken_slot = NSLOTS + 1;	/* memory */
+		s->broken_where = m->r[REG_RIP];
+		return false;
+	}
+	for (u64 va = rsp; va < rsp + 16 && va < reg->top; va += 8) {
+		const int p = find_page(m, va);
+		const u32 w = (u32)p * WORDS + (u32)(va & (PAGE - 1)) / 8;
+
+		m->mnode[w] = 0;
+		m->mscope[w] = m->scope->id;
+	}
+	return true;
+}
+
 /* Deliver `vector` here and explore all that can follow before a commit. */
 static int try_event(struct search *s, u32 chain, u32 vector, u64 *count)
 {
@@ -392,8 +420,8 @@ static int try_event(struct search *s, u32 chain, u32 vector, u64 *count)
 	int st;
 
 	/* which of these contexts are alike is not known */
-	if (unfinished(insn_at(m, m->r[REG_RIP])) && !(m->r[REG_CS] & 3))
-		return report(m, P_UNMODELLED, m->r[REG_RIP], NSLOTS, 0, 0);
+	if (!given_words(s))
+		return GOES_ON;
 	for (u32 *at = head; s->mode != BRUTE && *at; at = &s->memo[*at - 1].next) {
 		struct memo *memo = &s->memo[*at - 1];
 		bool part, known;
@@ -914,26 +942,6 @@ bool holds_for(struct search *s, const u64 *regs)
 }
 
 /*
- * Where a start context is in the middle of a sequence that must not be resumed, the return
- * address is given with it, as its RIP is: it is no memory that may hold anything.
- */
-static void given_words(struct machine *m)
-{
-	const u64 rsp = m->r[REG_RSP];
-	struct region *reg = region_of(m, rsp);
-
-	if (!unfinished(insn_at(m, m->r[REG_RIP])) || m->r[REG_CS] & 3 || !reg || reg->kind != TASK_STACK)
-		return;
-	for (u64 va = rsp; va < rsp + 16 && va < reg->top; va += 8) {
-		const int p = find_page(m, va);
-		const u32 w = (u32)p * WORDS + (u32)(va & (PAGE - 1)) / 8;
-
-		m->mnode[w] = 0;
-		m->mscope[w] = m->scope->id;
-	}
-}
-
-/*
  * All nestings from the context `regs` with `vector` first.
  * Returns GOES_ON or FOUND; details are in the machine and the search.
  */
@@ -942,6 +950,7 @@ int certify(struct search *s, const u64 *regs, u32 vector, u32 expect_df, u32 no
 	struct machine *m = s->m;
 	struct scope *root = malloc(sizeof(*root));
 	u64 count = 0;
+	bool known;
 	int st;
 
 	free(s->root);
@@ -975,10 +984,10 @@ int certify(struct search *s, const u64 *regs, u32 vector, u32 expect_df, u32 no
 	root->parent = NULL;
 	m->scope = m->outer = root;
 	begin(m, regs);
-	given_words(m);
 
-	st = push_event(m, vector);
-	if (st == GOES_ON)
+	known = given_words(s);
+	st = known ? push_event(m, vector) : GOES_ON;
+	if (st == GOES_ON && known)
 		st = explore(s, vector + 1, &count);
 	if (st == DOUBLE_FAULT)
 		st = GOES_ON;
