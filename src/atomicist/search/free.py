@@ -22,7 +22,7 @@ from atomicist.native.engine import NativeResult
 from atomicist.native.tables import FREE_SLOTS
 from atomicist.spec.contexts import Context, contexts, varied
 
-MOST: Final = 64
+MOST: Final = 256
 """Cells of one start context, beyond which the entry looks too closely to be certified."""
 
 _HALF: Final = 1 << 47

@@ -34,6 +34,8 @@ from atomicist.search.workers import default_workers
 
 MOST: Final = 500
 """Mutants in one image at most."""
+DOUBTS: Final = 8
+"""Certificates that hold for nothing which are looked at before an image is closed again."""
 ALONE: Final = 16
 """Mutants in a portion of those that are looked at alone."""
 
@@ -164,7 +166,8 @@ def close(quick: Quick, target: Target, batch: Sequence[Mutant]) -> list[Outcome
     while waiting:
         left = waiting.pop()
         started = time.monotonic()
-        result, findings = certify(quick.mutator.apply(tuple(left)), workers=1)
+        _Doubting.parts = []
+        result, findings = certify(quick.mutator.apply(tuple(left)), workers=1, make=_Doubting)
         if result.interrupted:
             raise KeyboardInterrupt
         because = result.open_because
@@ -172,13 +175,14 @@ def close(quick: Quick, target: Target, batch: Sequence[Mutant]) -> list[Outcome
             done += [Outcome(m.name, "passed", "closed") for m in left]
         else:
             group = Group(quick, members(quick, left), finds(target, "closed"))
-            for raw in findings:
-                group.ask(Part(raw.context, raw.finding.events[0].vector, closed=True))
+            shown = [Part(raw.context, raw.finding.events[0].vector, closed=True) for raw in findings]
+            for part in (*shown, *_Doubting.parts[:DOUBTS]):
+                group.ask(part)
             found = group.found
             apart += [m.mutant for m in group.apart]
             if not found and not group.apart and len(left) == 1:
-                shown = f"IST{findings[0].finding.property:03d}" if findings else "not closed"
-                found = [Outcome(left[0].name, "killed", "closed", shown, reason="" if findings else because)]
+                name = f"IST{findings[0].finding.property:03d}" if findings else "not closed"
+                found = [Outcome(left[0].name, "killed", "closed", name, reason="" if findings else because)]
             elif not found and not group.apart:
                 waiting += [left[: len(left) // 2], left[len(left) // 2 :]]
             elif group.left:
@@ -188,6 +192,19 @@ def close(quick: Quick, target: Target, batch: Sequence[Mutant]) -> list[Outcome
         if not waiting and apart:
             waiting, apart = [apart], []
     return done
+
+
+class _Doubting(workers.Workers):
+    """Workers that keep which certificates hold for nothing."""
+
+    parts: ClassVar[list[Part]] = []
+
+    def map(self, function: Callable[[Any], Any], tasks: Any) -> Iterator[Any]:
+        tasks = list(tasks)
+        for task, answer in zip(tasks, super().map(function, tasks), strict=False):
+            if answer.overflow or (answer.dependence is not None and not answer.findings):
+                self.parts.append(Part(task.context, task.vector, closed=True, others=task.others))
+            yield answer
 
 
 class _Watching(workers.Workers):
