@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from atomicist.cli.main import main
-from atomicist.cli.matrix_rows import Answer, Job, alone, joined, run_all
+from atomicist.cli.matrix_rows import Answer, Job, alone, do, joined, run_all
 from atomicist.image import bare
 from atomicist.image.bare import VARIANTS, BareConfig
 from atomicist.isa.predictions import MITIGATIONS
@@ -56,7 +56,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fake:
     """Rows end at once: those of variant 2 with a finding, those of 1b are killed."""
     notes = tmp_path / "notes"
 
-    def do(job: Job, _: str) -> list[Answer]:
+    def fake_do(job: Job, _: str) -> list[Answer]:
         with notes.open("a") as file:
             file.write(" ".join(f"{c.variant}:{c.pti:d}{c.pcid:d}{c.fsgsbase:d}" for c in job) + "\n")
         if job[0].variant == "1b":
@@ -66,7 +66,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fake:
 
     image = tmp_path / "image"
     image.write_bytes(b"x")
-    monkeypatch.setattr("atomicist.cli.matrix.run_all", partial(run_all, do_job=do))
+    monkeypatch.setattr("atomicist.cli.matrix.run_all", partial(run_all, do_job=fake_do))
     monkeypatch.setattr(bare, "build", lambda *_: image)
     return Fake(notes)
 
@@ -226,14 +226,13 @@ def test_of_rows_in_one_run_one_can_fail(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert good.count(macro) == 1
     header.write_text(good.replace(macro, macro + forgets))
     monkeypatch.setattr(bare, "kernel_source", lambda: source)
-    words = ("--variant", "1c", "--mitigation", "none", "--vector", "nmi", "--keep", str(tmp_path / "keep"))
-    status, out, _ = run(*words, "--json", str(tmp_path / "x.json"), "--workers", "2")
-    assert status == 1, out
-    written = json.loads((tmp_path / "x.json").read_text())
-    assert {(r["pti"], r["pcid"]) for r in written if r["status"] == 1} == {(False, True)}
-    assert {r["status"] for r in written} == {0, 1}
-    assert not any("joined" in r for r in written)
-    assert {f["property"] for r in written for f in r["findings"]} == {"IST008"}
+    job = tuple(BareConfig(pti=False, pcid=pcid) for pcid in (True, False))
+    assert joined(job, "nmi") is None
+    answers = do(job, "nmi")
+    assert [a.status for a in answers] == [1, 0]
+    assert not any("joined" in a.result for a in answers)
+    assert {f["property"] for f in answers[0].result["findings"]} == {"IST011"}
+    assert answers[0].result["config"] == list(job[0].names())
 
 
 @pytest.mark.parametrize(

@@ -232,7 +232,8 @@ def _conclude(
     if bad is not None:
         terminal.say(f"next: {selection.command('verify', *options(bad.config))}")
     elif stopped:
-        terminal.say(f"next: {selection.command(words[0] if words else 'matrix', *words[1:])}    (goes on)")
+        rest = [word for word in words[1:] if word != "--again"]
+        terminal.say(f"next: {selection.command(words[0] if words else 'matrix', *rest)}    (goes on)")
     if stopped:
         return status_of_interrupt()
     if any(o.answer.error for o in done):
