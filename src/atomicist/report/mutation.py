@@ -24,8 +24,8 @@ mutated, and how, is said in `src/atomicist/image/mutate.py`; how mutants are de
   the search with it (and others) in the image is closed without a finding, and either, *compared* with the
   original, it goes the same ways and leaves the same behind on every interleaving
   (`src/atomicist/search/alike.py`), or `src/atomicist/search/exceptions.toml` names the reason.
-  Hundreds are in an image at a time: two that undo each other would pass together, unless the probes, which
-  look at each alone, have found them.
+  Hundreds are in an image at a time: two that undo each other would pass together, unless one of them is told
+  from the original by what looks at each alone: the probes, and certificates, at most three.
 - *not explained*: closed without a finding, and without a reason.
 
 `build/mutants.json` has each mutant with the schedule that kills it, or the reason.
