@@ -15,7 +15,18 @@ from atomicist.machine.target import Target
 from atomicist.native.engine import NativeResult
 from atomicist.search.alike import GRADES, OTHER_ENDS, SAME, SAME_ENDS, alone, compare
 from atomicist.search.grouped import Group, Member, ask_all, finds
-from atomicist.search.mutation import Held, Outcome, Part, Quick, batches, by_name, held, look
+from atomicist.search.mutation import (
+    FEW,
+    IMAGES,
+    Held,
+    Outcome,
+    Part,
+    Quick,
+    batches,
+    by_name,
+    held,
+    look,
+)
 from atomicist.spec.contexts import contexts
 from atomicist.spec.events import EVENTS
 
@@ -118,7 +129,7 @@ def test_suspicion_only_makes_the_search_shorter(
     quick: Quick, entry: Target, mutants: dict[str, Mutant], compared: tuple[Part, ...]
 ) -> None:
     """Halves find the same, in more certificates."""
-    some = batches(quick.mutator, [m for m in mutants.values() if m.kind == "delete"][:40], 40)[0]
+    some = [m for m in mutants.values() if m.kind == "delete"][:40]
     looks: list[int] = []
     look_at = quick.look
 
@@ -171,3 +182,13 @@ def _without_one(flags: bytes) -> bytes:
 def _serves_one_way(better: Held, worse: Held) -> None:
     assert better.serves_for(worse)
     assert not worse.serves_for(better)
+
+
+def test_neighbours_are_dealt_to_different_images(quick: Quick, mutants: dict[str, Mutant]) -> None:
+    deleted = sorted((m for m in mutants.values() if m.kind == "delete"), key=lambda m: m.va)[: IMAGES * FEW]
+    dealt = batches(quick.mutator, deleted, len(deleted))
+    image = {m.name: number for number, some in enumerate(dealt) for m in some}
+    assert len(dealt) >= IMAGES
+    assert max(len(some) for some in dealt) <= 2 * FEW
+    near = sum(image[one.name] == image[next_.name] for one, next_ in itertools.pairwise(deleted))
+    assert near < len(deleted) // FEW

@@ -50,6 +50,11 @@ PAIRS_FROM: Final = ("kernel-task", "user")
 EARLY: Final = 64
 """Boundaries behind the first event at which the second is tried: save 2, and a little more."""
 
+IMAGES: Final = 12
+"""Images that many mutants are dealt to, at least, ..."""
+FEW: Final = 20
+"""... if there are as many for each."""
+
 CHUNK: Final = 64
 """Mutants that are worked on together; also what an interrupted run loses at most, per worker."""
 
@@ -284,21 +289,27 @@ def chunks(mutants: Sequence[Mutant]) -> list[tuple[Mutant, ...]]:
 
 def batches(mutator: Mutator, mutants: Sequence[Mutant], most: int) -> list[tuple[Mutant, ...]]:
     """Portions of mutants that can be in one image: no byte is changed by one and executed, as
-    part of an instruction that was not there before, by another."""
-    found: list[tuple[list[Mutant], set[int]]] = []
+    part of an instruction that was not there before, by another.
+
+    They are dealt like cards: neighbours, which may undo each other, come into different images."""
+    found: list[tuple[list[Mutant], set[int]]] = [
+        ([], set()) for _ in range(max(min(IMAGES, -(-len(mutants) // FEW)), -(-len(mutants) // most)))
+    ]
+    place = {m.name: number for number, m in enumerate(sorted(mutants, key=lambda m: m.va))}
     for mutant in mutants:
         change = mutator.lift(mutant.edits)
         taken = {va + k for va, new in mutant.edits for k in range(len(new))}
         for va, insn in change.insns.items():
             taken |= set(range(va, va + (insn.size if insn is not None else 1)))
-        for members, used in found:
+        at = place[mutant.name] % len(found)
+        for members, used in found[at:] + found[:at]:
             if len(members) < most and not used & taken:
                 members.append(mutant)
                 used.update(taken)
                 break
         else:
             found.append(([mutant], taken))
-    return [tuple(members) for members, _ in found]
+    return [tuple(members) for members, _ in found if members]
 
 
 def by_name(outcomes: Iterable[Outcome]) -> Mapping[str, Outcome]:
