@@ -81,10 +81,17 @@ class Certifier:
     """The worklist of contexts and what is certified of them."""
 
     def __init__(
-        self, target: Target, vectors: tuple[int, ...], listener: Listener, also: Sequence[Target] = ()
+        self,
+        target: Target,
+        vectors: tuple[int, ...],
+        listener: Listener,
+        also: Sequence[Target] = (),
+        stop_after: int = STOP_AFTER,
     ) -> None:
-        """``also``: targets that are `joined.same_machine`, whose start contexts are covered as well."""
+        """``also``: targets that are `joined.same_machine`, whose start contexts are covered as well;
+        ``stop_after``: contexts with findings after which the search ends."""
         self._target = target
+        self._stop_after = stop_after
         self._vectors = vectors
         self._listener = listener
         self._start = contexts(target)
@@ -113,11 +120,11 @@ class Certifier:
         """Work until nothing is left, or enough is broken."""
         self.coverage += Coverage(contexts=len(self._start))
         alone = [c for c in self._start if not self._reach.begin(c)]
-        while alone and len(self.findings) < STOP_AFTER:
+        while alone and len(self.findings) < self._stop_after:
             _, held = self._one(workers, alone[0], alone[1:])
             alone = [c for c, known in zip(alone[1:], held, strict=True) if not known]
         self._choose(workers)
-        while len(self.findings) < STOP_AFTER:
+        while len(self.findings) < self._stop_after:
             self._reach.spread()
             uncovered = self._reach.uncovered()
             if not uncovered:
@@ -126,17 +133,17 @@ class Certifier:
         self.coverage += Coverage(contexts=self._reach.size())
         self.injected.contexts = self._reach.by_rip()
         self.open_because = self.open_because or self._reach.unplaced
-        if len(self.findings) >= STOP_AFTER:
+        if len(self.findings) >= self._stop_after:
             self.open_because = f"stopped after {len(self.findings)} contexts with findings"
 
     def _choose(self, workers: Workers) -> None:
         """Cover every value of the registers that a user chooses."""
         todo = [(some, some.base) for some in self._chosen]
-        while todo and len(self.findings) < STOP_AFTER:
+        while todo and len(self.findings) < self._stop_after:
             for _, context in todo:
                 self._reach.begin(context)
             left, now = [], todo
-            while now and len(self.findings) < STOP_AFTER:
+            while now and len(self.findings) < self._stop_after:
                 taken, held = self._one(workers, now[0][1], [c for _, c in now[1:]])
                 same = [some for (some, _), known in zip(now[1:], held, strict=True) if known]
                 for some in (now[0][0], *same):
@@ -172,7 +179,7 @@ class Certifier:
         answers = workers.map(_certify, tasks)
         taken: list[list[NativeResult]] = []
         for number, (context, origin) in enumerate(items):
-            if len(self.findings) >= STOP_AFTER:
+            if len(self.findings) >= self._stop_after:
                 return taken
             taken.append([next(answers) for _ in vectors_of[number]])
             self._take(context, origin, taken[-1], others)
@@ -227,14 +234,15 @@ def _uncollected() -> Iterator[None]:
 
 def certify(
     target: Target, *, vectors: tuple[int, ...] = (0, 1, 2, 3), workers: int = 0, listener: Listener = silent,
-    make: type[Workers] = Workers, also: Sequence[Target] = (),
+    make: type[Workers] = Workers, also: Sequence[Target] = (), stop_after: int = STOP_AFTER,
 ) -> tuple[Result, tuple[Raw, ...]]:  # fmt: skip
-    """Certify ``target``; the result without its findings, and the raw findings.  ``also``: see `Certifier`.
+    """Certify ``target``; the result without its findings, and the raw findings.  ``also`` and
+    ``stop_after``: see `Certifier`.
 
     A KeyboardInterrupt ends it cleanly: the result says what was covered."""
     started = time.monotonic()
     present = tuple(v for v in vectors if EVENTS[v] in target.gates)
-    certifier = Certifier(target, present, listener, also)
+    certifier = Certifier(target, present, listener, also, stop_after)
     interrupted = False
     with make(target, workers or default_workers(), certifier.key_values()) as pool, _uncollected():
         try:

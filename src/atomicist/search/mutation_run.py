@@ -34,6 +34,8 @@ from atomicist.search.workers import default_workers
 
 MOST: Final = 500
 """Mutants in one image at most."""
+SHOWN: Final = 16
+"""Contexts with findings that are looked at before an image is closed again."""
 DOUBTS: Final = 8
 """Certificates that hold for nothing which are looked at before an image is closed again."""
 ALONE: Final = 16
@@ -167,7 +169,9 @@ def close(quick: Quick, target: Target, batch: Sequence[Mutant]) -> list[Outcome
         left = waiting.pop()
         started = time.monotonic()
         _Doubting.parts = []
-        result, findings = certify(quick.mutator.apply(tuple(left)), workers=1, make=_Doubting)
+        result, findings = certify(
+            quick.mutator.apply(tuple(left)), workers=1, make=_Doubting, stop_after=SHOWN
+        )
         if result.interrupted:
             raise KeyboardInterrupt
         because = result.open_because
