@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from atomicist.tree import prepare
-from atomicist.tree.build import build
+from atomicist.tree.build import STRICT, be_strict, build
 from atomicist.tree.errors import TreeError
 from atomicist.tree.run import LOG, make
 from tests.tree.conftest import contents
@@ -59,6 +59,15 @@ def test_returns_are_looked_at_even_where_the_kernel_does_not(tree: Path, strict
     built = build(tree, 1, lambda number, what: None)
     assert [line.rpartition(": ")[2] for line in built.warnings] == ([] if strict else ["RET before UNTRAIN"])
     assert (tree / "asked").exists() != strict
+
+
+def test_strict_is_said_once_and_only_of_a_configured_tree(tree: Path) -> None:
+    be_strict(tree)
+    assert not (tree / ".config").exists()
+    (tree / ".config").write_text("CONFIG_A=y\n# CONFIG_DEBUG_ENTRY is not set\n")
+    for _ in range(2):
+        be_strict(tree)
+    assert (tree / ".config").read_text().endswith(f"not set\n{STRICT}")
 
 
 def test_a_build_that_fails_says_why_and_where(tree: Path) -> None:
