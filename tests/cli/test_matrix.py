@@ -161,6 +161,8 @@ def _stays(job: Job, _: str) -> list[Answer]:
 def test_an_interruption_ends_all_that_was_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     monkeypatch.setenv("PIDS", str(pids))
+    # what a shell starts in the background inherits that SIGINT is ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     running = run_all([(BareConfig(),)], "", 1, _stays)
 
     def interrupt() -> None:
@@ -170,8 +172,11 @@ def test_an_interruption_ends_all_that_was_started(monkeypatch: pytest.MonkeyPat
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        next(running)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            next(running)
+    finally:
+        signal.signal(signal.SIGINT, before)
     thread.join()
     running.close()
     for pid in map(int, pids.read_text().split()):

@@ -225,6 +225,8 @@ def test_kernel_passes_in_the_same_contexts(cache: Path, config: BareConfig) -> 
         for name in NAMED:
             if name == "user-gs-negative" and not config.fsgsbase:
                 continue
+            if "_safe_ret" in name:  # of an image that has such a sequence: test_safe_ret.py
+                continue
             vectors = ("NMI",) if name.startswith("twice") else ()
             assert not list(findings(engine, target, replace(specimen, contexts=(name,), vectors=vectors)))
 
