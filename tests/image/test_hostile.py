@@ -17,9 +17,8 @@ from atomicist.image.bare import BareConfig
 from atomicist.image.errors import ImageError
 from atomicist.image.vmlinux import load
 from atomicist.machine.target import Target
-from atomicist.native import build, codegen
+from atomicist.native import build, codegen, engine
 from atomicist.native.build import cache_dir
-from atomicist.native.engine import FLAGS as engine_flags
 from atomicist.native.engine import Engine
 from atomicist.report.as_json import result_json
 from atomicist.report.as_junit import result_junit
@@ -95,7 +94,7 @@ def test_nothing_of_an_image_is_on_the_compilers_command_line(
     known = {
         *build.FLAGS,
         *codegen.FLAGS,
-        *engine_flags,
+        *engine.FLAGS,
         "-march=native",
         "-o",
         "out.so",
