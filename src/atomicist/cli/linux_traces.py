@@ -13,14 +13,15 @@ from typing import Any, Final
 from atomicist.cli import linux_guest, selection
 from atomicist.cli.errors import FINDINGS, PASSED
 from atomicist.guest import held
-from atomicist.guest.linux import Boot, Linux, named
+from atomicist.guest.boots import BOOTS
+from atomicist.guest.linux import Boot, Linux, by_name, named
 from atomicist.guest.traces import Told, perf, sysrq, warn
 from atomicist.report.terminal import Terminal
 from atomicist.report.text import clean
 
-SMP: Final = Boot("smp2", cpus=2)
+DEFAULT, SMP = by_name(BOOTS, ("default", "smp2"))
 WAYS: Final[tuple[tuple[str, Boot, Callable[[Linux], Told]], ...]] = (
-    ("WARN", Boot("default"), warn), ("perf", Boot("default"), perf), ("sysrq-l", SMP, sysrq),
+    ("WARN", DEFAULT, warn), ("perf", DEFAULT, perf), ("sysrq-l", SMP, sysrq),
     ("sysrq-l main stack", held.BOOT, held.sysrq), ("proc main stack", held.BOOT, held.proc),
 )  # fmt: skip
 """The boot that each way of taking traces needs."""

@@ -24,7 +24,7 @@ from typing import Final
 from atomicist.image.mutate import Mutant
 from atomicist.machine.target import Target
 from atomicist.native.engine import NativeResult
-from atomicist.search.grouped import Member, ask_all, members, wrong
+from atomicist.search.grouped import Member, ask_all, members, near, wrong
 from atomicist.search.mutation import Outcome, Part, Quick, executes, held
 
 SAME: Final = "same ways and ends"
@@ -37,7 +37,7 @@ fault tells differs; or anything."""
 
 MOST_ALONE: Final = 3
 """Certificates that a mutant is looked at alone in."""
-_BEFORE, _BEHIND = 3, 6
+_BEFORE, _BEHIND = 3, 5
 """Neighbours, by address, whose ways tell certificates apart."""
 
 
@@ -62,10 +62,10 @@ def _different(parts: Sequence[Part], touched: Sequence[int]) -> list[Part]:
     seen: dict[bytes, Part] = {}
     if not touched:
         return []
-    near = slice(max(min(touched) - _BEFORE, 0), max(touched) + _BEHIND)
+    where = near(touched, _BEFORE, _BEHIND)
     for part in parts:
         if executes(part, touched):
-            seen.setdefault(part.ran[near], part)
+            seen.setdefault(part.ran[where], part)
         if len(seen) == MOST_ALONE:
             break
     return list(seen.values())

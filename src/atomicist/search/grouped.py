@@ -50,9 +50,9 @@ def wrong(target: Target, mutant: Mutant, part: Part, result: NativeResult, by: 
     return None
 
 
-def near(touched: Sequence[int]) -> slice:
-    """The instructions ``touched``, by number, what is between, and one on either side."""
-    return slice(max(min(touched) - 1, 0), max(touched) + 2)
+def near(touched: Sequence[int], before: int = 1, behind: int = 1) -> slice:
+    """The instructions ``touched``, by number, what is between, and so many on either side."""
+    return slice(max(min(touched) - before, 0), max(touched) + 1 + behind)
 
 
 Judge = Callable[[Sequence[Member], Part, NativeResult, bytes], Outcome | None]

@@ -13,14 +13,13 @@ from typing import Final
 
 from atomicist.image.addresses import KERNEL_TEXT_OFFSET, USER_PAGE
 from atomicist.isa.delivery import KERNEL_CS, KERNEL_DS, USER_CS, USER_DS
-from atomicist.isa.predictions import EXPOSED_ALL
+from atomicist.isa.predictions import EXPOSED_ALL, IBRS
 from atomicist.isa.registers import GPRS, REGISTERS, SLOTS
 from atomicist.isa.system import CR4_FSGSBASE
 from atomicist.machine.target import Target
+from atomicist.native.tables import CR3_PCID, CR3_USER_PCID
 
 USER_GSBASE: Final = 0x0000_7F00_BA5E_0000
-USER_PCID_BIT: Final = 0x800
-SPEC_CTRL_IBRS: Final = 1
 USER_TEXT: Final = 0x0000_5555_5555_4321
 GUEST_TSC_AUX: Final = 0x6E57_A007
 """A guest may choose any.  Taken for what Linux keeps there, this is the number of another CPU."""
@@ -52,12 +51,12 @@ def register_file(values: Mapping[str, int]) -> tuple[int, ...]:
 
 def user_mode(target: Target) -> dict[str, int]:
     """User mode with nothing unusual."""
-    user_bits = target.user_root_bit | (USER_PCID_BIT if target.kernel_cr3 & 0xFFF else 0)
+    user_bits = target.user_root_bit | (CR3_USER_PCID if target.kernel_cr3 & CR3_PCID else 0)
     return _base(target) | {
         "RIP": USER_TEXT, "RSP": USER_PAGE + 0x800, "CS": USER_CS, "SS": USER_DS, "GSBASE": USER_GSBASE,
         "KERNEL_GSBASE": target.kernel_gsbase,
         "CR3": target.kernel_cr3 | (user_bits if target.user_root_bit else 0),
-        "SPEC_CTRL": target.kernel_spec_ctrl & ~SPEC_CTRL_IBRS, "EXPOSED": exposed(target),
+        "SPEC_CTRL": target.kernel_spec_ctrl & ~IBRS, "EXPOSED": exposed(target),
     }  # fmt: skip
 
 
